@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['PNG', 'MAX_PIXELS', 'CORNERS', 'COMMIT', 'SPLITS', 'COUNTS', 'FOLDERS', 'Sample', 'png_header', 'read_image',
-           'read_mask', 'read_boxes', 'mend', 'images', 'Origin', 'origins', 'near_duplicates', 'real_flags',
+           'read_mask', 'read_boxes', 'tight', 'mend', 'images', 'Origin', 'origins', 'near_duplicates', 'real_flags',
            'check_root', 'find_root', 'names', 'load', 'DenseSIRST']
 
 # %% ../nbs/02_densesirst.ipynb #002
@@ -141,14 +141,19 @@ def read_boxes(path):
     return box.as_boxes([[_corner(item, tag, path, k) for tag in CORNERS] for k, item in enumerate(objects)])
 
 # %% ../nbs/02_densesirst.ipynb #010
-def mend(written, targets):
-    """Boxes (n, 4) with those put right that sit one pixel right of and below their target.
+def tight(boxes, targets):
+    """Bool (n,): True where the target mask (h, w) touches all four sides of the half-open box (n, 4) from inside."""
+    crops = [targets[y1:y2, x1:x2] for x1, y1, x2, y2 in np.asarray(boxes).astype(int).tolist()]
+    return np.array([c.size > 0 and c[0].any() and c[-1].any() and c[:, 0].any() and c[:, -1].any() for c in crops], dtype=bool)
 
-    A box moves by (-1, -1) when it is no component's extent in the target mask (h, w) and would be one after the move; any other box stays.
+
+def mend(written, targets):
+    """Boxes (n, 4) with those put right that sit one pixel right of and below their target in the mask (h, w).
+
+    A box moves by (-1, -1) when it is not tight and would be after the move; any other box stays as written.
     """
-    extents = {tuple(e) for e in box.from_mask(targets).tolist()}
-    moved = [tuple(b) not in extents and tuple(v - 1 for v in b) in extents for b in written.tolist()]
-    return written - np.float32(moved)[:, None]
+    moved = box.shift(written, -1, -1)
+    return np.where((~tight(written, targets) & tight(moved, targets))[:, None], moved, written)
 
 # %% ../nbs/02_densesirst.ipynb #011
 def _table(name):
