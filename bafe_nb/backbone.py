@@ -208,12 +208,19 @@ def _step(channels_in, channels, kernel=3, stride=1):
 
 def _blocks(channels, count): return nn.Sequential(*(Residual(channels) for _ in range(count)))
 
+
+def _each(count, levels):
+    """One count per level from a single number or a sequence."""
+    counts = (count,) * levels if isinstance(count, int) else tuple(count)
+    if len(counts) != levels: raise InputError(f"UNet: {len(counts)} block counts for {levels} levels; give one number, or one a level")
+    return counts
+
 # %% ../nbs/06_backbone.ipynb #011
 class UNet(nn.Module):
     """Down and up again: one map at `stride` with widths[0] channels, for images of any size.
 
     widths: channels per level, each half the size of the one before. stride: of the finest level (pixel-unshuffle, so nothing
-    runs at full resolution). down, up: residual blocks per level on the way down and up.
+    runs at full resolution). down, up: residual blocks on the way down and up, one number or one a level.
     """
 
     def __init__(self, widths=(24, 32, 48, 64), in_channels=1, stride=2, down=2, up=1):
@@ -221,9 +228,9 @@ class UNet(nn.Module):
         self.stride, self.multiple, self.channels = stride, stride << (len(widths) - 1), (widths[0],)
         self.stem = _step(in_channels * stride * stride, widths[0])
         self.shrink = nn.ModuleList(_step(a, b, stride=2) for a, b in zip(widths, widths[1:]))
-        self.down = nn.ModuleList(_blocks(w, down) for w in widths)
+        self.down = nn.ModuleList(_blocks(w, n) for w, n in zip(widths, _each(down, len(widths))))
         self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:]))
-        self.up = nn.ModuleList(_blocks(w, up) for w in widths[:-1])
+        self.up = nn.ModuleList(_blocks(w, n) for w, n in zip(widths[:-1], _each(up, len(widths) - 1)))
         for module in self.modules():
             if isinstance(module, nn.Conv2d): nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
