@@ -111,7 +111,6 @@ class ResNet(nn.Module):
         for m in _norms(self): m.requires_grad_(norm == "trainable")
 
     def train(self, mode=True): return _with_frozen_norms(super().train(mode))
-
     def forward(self, x):
         maps = [F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)]
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4): maps.append(stage(maps[-1]))
@@ -181,7 +180,7 @@ def load_imagenet(resnet, path=None):
     source = str(path or IMAGENET[resnet.depth]); name = IMAGENET[resnet.depth].rsplit("/", 1)[1]
     try: state = _read(source)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        reason = "not a file of tensors" if isinstance(error, pickle.UnpicklingError) else (str(error).splitlines() or ["it ends too early"])[0][:100]
         raise InputError(f"{source}: cannot read ImageNet weights ({reason}); give the path of a local copy of {name}") from None
     return _fill(resnet, state, source)
 
