@@ -42,7 +42,8 @@ class Schedule:
     decoupled and spares normalisations and biases. policy: 'step' (times `factor` at each epoch in `milestones`), 'cosine' or 'one-cycle', after a warm-up of
     `warm_up` steps (below 1: that share of all steps) that starts at `warm_up_factor`; cosine and one-cycle end at `final`, all as shares of `lr`.
     squeeze: side in pixels to which every image is stretched, or None. crop: side of a random window, or None; with probability `focus` the window is put
-    round a target. flips: 'none', 'horizontal' or 'dihedral'. paste: a name in bagcp.PASTES. boxes: 'corrected' or 'paper' (minus one).
+    round a target. flips: 'none', 'horizontal' or 'dihedral'. paste: a name in bagcp.PASTES; our law takes its targets from at most
+    `bank` images. boxes: 'corrected' or 'paper' (minus one).
     average: decay of the averaged weights, or None. clip: largest norm of the gradient, or None.
     """
     name: str
@@ -64,6 +65,7 @@ class Schedule:
     flips: str = "dihedral"
     paste: str = "default"
     boxes: str = "corrected"
+    bank: int = 1024
     average: float | None = 0.998
     clip: float | None = 5.0
 
@@ -201,15 +203,15 @@ def arrange(sample, schedule, rng):
 
 # %% ../nbs/11_training.ipynb #013
 def as_read(data, schedule):
-    """The dataset with its label files read as `schedule` wants, and whether one must still be subtracted from its boxes.
+    """The dataset with its label files read as `schedule` wants them.
 
     A DenseSIRST is opened again where needed. Any other dataset counts as corrected unless its `.boxes` says 'paper'; InputError when that is not wanted.
     """
     given = getattr(data, "boxes", "corrected")
-    if given == schedule.boxes: return data, False
-    if isinstance(data, DenseSIRST): return DenseSIRST(data.root, data.split, schedule.boxes), False
-    if schedule.boxes == "paper": return data, True
-    raise InputError(f"the dataset has boxes={given!r}, schedule {schedule.name!r} wants corrected ones: load it with boxes='corrected'")
+    if given != schedule.boxes and isinstance(data, DenseSIRST): return DenseSIRST(data.root, data.split, schedule.boxes)
+    if given == "paper" and schedule.boxes != "paper":
+        raise InputError(f"the dataset has boxes='paper', schedule {schedule.name!r} wants corrected ones: load it with boxes='corrected'")
+    return data
 
 # %% ../nbs/11_training.ipynb #014
 class Examples:
@@ -218,8 +220,12 @@ class Examples:
     Every draw comes from a generator seeded by (seed, epoch, k), so an example does not depend on order, workers or what was drawn before.
     """
     def __init__(self, data, schedule, seed):
-        self.data, self.minus_one = as_read(data, schedule)
-        self.schedule, self.seed = schedule, seed
+        self.data, self.schedule, self.seed = as_read(data, schedule), schedule, seed
+        self.minus_one = getattr(self.data, "boxes", "corrected") == "paper"
+        self.law, self.bank = bagcp.PASTES[schedule.paste], None
+        if self.law.law == "profile":
+            n, most = len(self.data), min(len(self.data), schedule.bank)
+            self.bank = bagcp.TargetBank(self.target_source(i * n // most) for i in range(most))
 
     def __len__(self): return len(self.data) * self.schedule.repeats
 
@@ -227,19 +233,25 @@ class Examples:
         """The order of the examples in an epoch: a permutation of range(len(self)), int64."""
         return np.random.default_rng((1, self.seed, epoch)).permutation(len(self))
 
-    def plain(self, i, rng):
-        """Image i (modulo the dataset's length), arranged, without pasting."""
-        sample = self.data[int(i) % len(self.data)]
-        if self.minus_one: sample = dataclasses.replace(sample, boxes=box.paper(sample.boxes))
-        return arrange(sample, self.schedule, rng)
-
     def __getitem__(self, key):
         epoch, k = key
         rng = np.random.default_rng((2, self.seed, epoch, k))
-        sample = self.plain(k, rng)
-        if self.schedule.paste == "none": return sample
-        source = self.plain(rng.integers(len(self.data)), rng)
-        return bagcp.paste(sample, source, bagcp.PASTES[self.schedule.paste], rng)[0]
+        sample = arrange(self.labelled(k % len(self.data)), self.schedule, rng)
+        if self.law.law == "none": return sample
+        source = self.bank or self.target_source(rng.integers(len(self.data)))
+        return bagcp.paste(sample, source, self.law, rng)[0]
+
+    def labelled(self, i):
+        """Image i with the boxes that the schedule trains on."""
+        sample = self.data[int(i)]
+        if self.schedule.boxes == "corrected" or self.minus_one: return sample
+        return dataclasses.replace(sample, boxes=box.paper(sample.boxes))
+
+    def target_source(self, i):
+        """Image i as a source of targets to paste: half-open boxes, and squeezed where our own law pastes into squeezed images (the authors' scales by itself)."""
+        sample = self.data[int(i)]
+        if self.minus_one: sample = dataclasses.replace(sample, boxes=box.shift(sample.boxes, 1, 1))
+        return squeeze(sample, self.schedule.squeeze) if self.schedule.squeeze and self.law.law == "profile" else sample
 
 # %% ../nbs/11_training.ipynb #015
 class Batch(NamedTuple):
@@ -508,32 +520,39 @@ def begin(config, data, out, resume=False):
     return run
 
 # %% ../nbs/11_training.ipynb #029
+def _add(path, table, first):
+    """Add a table to the CSV file at `path`, with its header when it is the first."""
+    try:
+        with path.open("w" if first else "a", encoding="utf-8") as file: file.write(table if first else table.split("\n", 1)[1])
+    except OSError as error: raise InputError(f"{path} cannot be written ({error.strerror}): free some space and resume the run") from None
+
+
 def _tell(run, folder, bar):
     """Collect losses, append them to losses.csv, show the newest beside the progress bar."""
     fresh = collect(run, folder)
     if not fresh: return
-    path = Path(folder) / "losses.csv"
-    if len(run.history) == len(fresh): path.write_text(_table(fresh), encoding="utf-8")
-    else:
-        with path.open("a", encoding="utf-8") as file: file.write(_table(fresh).split("\n", 1)[1])
+    _add(Path(folder) / "losses.csv", _table(fresh), first=len(run.history) == len(fresh))
     bar.update(len(fresh))
     bar.set_postfix(loss=f"{fresh[-1]['total']:.3f}", lr=f"{fresh[-1]['lr']:.1e}", refresh=False)
 
 
-def _batches(run):
-    """The remaining batches; a loader process that died, or a GPU without memory, becomes one line."""
-    config = run.config
-    try: yield from loader(run.examples, run.step, config.workers)
+@contextlib.contextmanager
+def _accidents(run):
+    """Turn what can happen to a run from outside into one line: a loader process that dies, a device without memory."""
+    try: yield
+    except torch.OutOfMemoryError:
+        size = run.config.schedule.batch
+        raise InputError(f"out of memory at step {run.step} with batch {size}: use a batch of {max(size // 2, 1)}, or a smaller crop") from None
     except RuntimeError as error:
         if "DataLoader worker" not in str(error): raise
-        raise InputError(f"a loader process died at step {run.step} ({str(error).splitlines()[0]}): resume the run, with fewer workers or 0") from None
+        raise InputError(f"a loader process died at step {run.step} ({str(error).split('.')[0]}): resume the run, with fewer workers or 0") from None
 
 # %% ../nbs/11_training.ipynb #030
 def _loop(run, out, bar, each_epoch):
     """All remaining steps, with losses, checkpoints and the end of each epoch."""
     config, often = run.config, 1 if run.device.type == "cpu" else 50
     clock, saved = time.monotonic(), time.monotonic()
-    for batch in _batches(run):
+    for batch in loader(run.examples, run.step, config.workers):
         advance(run, batch)
         ends = run.step % run.an_epoch == 0
         if run.step % often == 0 or ends: _tell(run, out, bar)
@@ -569,11 +588,7 @@ def train(config, data, out, resume=False, progress=True, each_epoch=None):
     """
     out, run = Path(out), begin(config, data, out, resume)
     bar = tqdm(total=run.total, initial=run.step, desc=f"train {config.preset.name}", unit="step", disable=not progress, leave=False)
-    with bar:
-        try: _loop(run, out, bar, each_epoch)
-        except torch.OutOfMemoryError:
-            raise InputError(f"out of memory at step {run.step} with batch {config.schedule.batch}: use a batch of {max(config.schedule.batch // 2, 1)}, "
-                             "or a smaller crop") from None
+    with bar, _accidents(run): _loop(run, out, bar, each_epoch)
     bafenet.save_weights(run.final, out / "weights.safetensors")
     row = _row(run)
     write_whole(out / "row.json", json.dumps(row, indent=1).encode())

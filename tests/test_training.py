@@ -1,0 +1,384 @@
+"""Training: schedules, augmentations that keep labels right, resume to the bit, and errors of one line."""
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bafe_nb import bafenet, bagcp, boxes, densesirst, losses, scenes, training
+from bafe_nb.boxes import InputError
+
+BASE = bafenet.PRESETS["bafe-hr-nano"]
+TINY = dataclasses.replace(BASE, name="tiny", widths=(8, 12), down=1, head=dataclasses.replace(BASE.head, in_channels=8, channels=8))
+SHORT = training.Schedule("short", epochs=3, batch=4, lr=4e-3, policy="one-cycle", warm_up=0.2, crop=64, average=0.9)
+
+
+CROWDED = [s for s in map(scenes.scene, range(20)) if len(s.boxes) > 4][:4]   # scenes with targets
+
+
+def config(**changes):
+    return training.TrainConfig(**{**dict(preset=TINY, schedule=SHORT, threads=1, device="cpu"), **changes})
+
+
+def same_weights(a, b):
+    one, two = (torch.load(sorted((Path(p) / "checkpoints").glob("*.pt"))[-1], weights_only=True) for p in (a, b))
+    assert one["step"] == two["step"]
+    for part in ("model", "average"):
+        assert one[part].keys() == two[part].keys() and all(torch.equal(one[part][k], two[part][k]) for k in one[part])
+    for mine, theirs in zip(one["optimiser"]["state"].values(), two["optimiser"]["state"].values()):
+        assert all(torch.equal(torch.as_tensor(mine[k]), torch.as_tensor(theirs[k])) for k in mine)
+    assert (Path(a) / "losses.csv").read_bytes() == (Path(b) / "losses.csv").read_bytes()
+    final = [bafenet.load_weights(Path(p) / "weights.safetensors").state_dict() for p in (a, b)]
+    assert all(torch.equal(final[0][k], final[1][k]) for k in final[0])
+
+
+# schedules -----------------------------------------------------------------------------------------------------------------------------
+
+def test_paper_schedule_by_hand():
+    s = training.SCHEDULES["paper"]
+    an_epoch = training.steps_an_epoch(s, 768)
+    assert an_epoch == 1152 and s.epochs * len(range(768)) * s.repeats == 46080
+    rate = lambda step: training.learning_rate(s, step, an_epoch)
+    assert [rate(k) for k in (0, 498)] == [pytest.approx(1 / 3)] * 2
+    assert [rate(k) for k in (499, 500, 8 * 1152 - 1)] == [1, 1, 1]        # mmengine's ConstantLR ends one step early
+    assert [rate(k) for k in (8 * 1152, 16 * 1152 - 1)] == [pytest.approx(0.1)] * 2
+    assert [rate(k) for k in (16 * 1152, 20 * 1152 - 1)] == [pytest.approx(0.01)] * 2
+
+
+@pytest.mark.parametrize("policy, middle", [("cosine", 1e-3 * (0.1 + 0.9 * 0.5)), ("one-cycle", 1e-3 * (0.1 + 0.9 * 0.5))])
+def test_smooth_schedules_by_hand(policy, middle):
+    s = training.Schedule("x", epochs=1, batch=1, lr=1e-3, policy=policy, warm_up=10, warm_up_factor=0.1, final=0.01)
+    rate = lambda step: training.learning_rate(s, step, 111)
+    assert rate(0) == pytest.approx(1e-4) and rate(5) == pytest.approx(middle)
+    assert rate(10) == pytest.approx(1e-3) and rate(60) == pytest.approx(1e-3 * 0.505) and rate(110) == pytest.approx(1e-5)
+
+
+def test_warm_up_as_a_share_of_all_steps():
+    s = training.Schedule("x", epochs=2, batch=1, lr=1.0, warm_up=0.25)
+    assert training.learning_rate(s, 5, 10) == pytest.approx(1.0) and training.learning_rate(s, 4, 10) < 1
+
+
+@pytest.mark.parametrize("field, value, word", [("optimiser", "sgd", "adamw"), ("policy", "linear", "cosine"), ("flips", "both", "dihedral"),
+                                                ("paste", "glue", "default"), ("boxes", "file", "paper"), ("epochs", 0, "1 or more"), ("lr", 0, "above 0")])
+def test_a_wrong_schedule_is_named(field, value, word):
+    with pytest.raises(InputError, match=rf"{field} is .*{word}"): dataclasses.replace(SHORT, **{field: value})
+
+
+def test_images_of_several_sizes_need_a_crop():
+    with pytest.raises(InputError, match="set crop or squeeze"): dataclasses.replace(SHORT, crop=None)
+    dataclasses.replace(SHORT, crop=None, batch=1)
+
+
+def test_each_preset_has_its_schedule():
+    assert training.TrainConfig("paper-r50").schedule.name == "paper" and training.TrainConfig("bafe-small").schedule.name == "small"
+    assert training.TrainConfig("bafe-hr-nano").schedule.name == "hr"
+    with pytest.raises(InputError, match="choose one of paper, small, hr"): training.TrainConfig(schedule="fast")
+    with pytest.raises(InputError, match="unknown preset"): training.TrainConfig("resnet")
+
+
+# optimisers ----------------------------------------------------------------------------------------------------------------------------
+
+def test_weight_decay_spares_norms_and_biases():
+    model = bafenet.build(TINY)
+    decayed, spared = training.groups(model, 0.05)
+    assert {p.ndim for p in decayed["params"]} == {4} or {p.ndim for p in decayed["params"]} == {2, 4}
+    assert {p.ndim for p in spared["params"]} <= {0, 1} and spared["weight_decay"] == 0 and decayed["weight_decay"] == 0.05
+    assert len(decayed["params"]) + len(spared["params"]) == sum(p.requires_grad for p in model.parameters())
+
+
+def toy_run(optimiser, steps=40):
+    """Losses of a small regression with decoupled decay and a warm-up to a third, as recorded from dadaptation 3.2."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.LayerNorm(16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+    x = torch.linspace(-1, 1, 256 * 8).view(8, 256).T.contiguous().sin(); y = torch.sin(x.sum(1, keepdim=True))
+    opt, kept = optimiser(model), []
+    for step in range(steps):
+        for group in opt.param_groups: group["lr"] = 1 / 3 if step < 10 else 1.0
+        loss = ((model(x) - y) ** 2).mean()
+        opt.zero_grad(); loss.backward(); opt.step()
+        kept.append((loss.item(), float(opt.param_groups[0]["d"])))
+    return np.array(kept)
+
+
+def test_dadapt_adam_agrees_with_the_papers_library():
+    run = toy_run(lambda m: training.optimiser(m, dataclasses.replace(SHORT, optimiser="dadapt-adam", lr=1.0, weight_decay=0.05)))
+    assert np.allclose(run[[0, 19, 39]], DADAPTATION_3_2, rtol=2e-4)
+
+
+DADAPTATION_3_2 = [[0.4365183, 1e-06], [0.1782821, 0.06454019], [0.0045288, 0.06454019]]   # loss and estimate d at steps 0, 19, 39
+
+
+# augmentations -------------------------------------------------------------------------------------------------------------------------
+
+def extents(sample):
+    return {tuple(b) for b in boxes.from_mask(sample.targets).tolist()}
+
+
+@pytest.mark.parametrize("turn", range(8))
+def test_flips_keep_labels_on_their_targets(turn):
+    for s in CROWDED:
+        turned = training.flip(s, turn & 1, turn & 2, turn & 4)
+        assert {tuple(b) for b in turned.boxes.tolist()} == extents(turned)
+        x1, y1, x2, y2 = s.boxes[0].astype(int); a1, b1, a2, b2 = turned.boxes[0].astype(int)
+        assert sorted(s.image[y1:y2, x1:x2].ravel()) == sorted(turned.image[b1:b2, a1:a2].ravel())
+        assert turned.sky.sum() == s.sky.sum() and turned.image.flags.c_contiguous
+
+
+def test_flips_keep_labels_of_real_images(data):
+    checked = 0
+    for name in densesirst.names(data, "test_v2")[:4]:
+        s = densesirst.load(data, name)
+        if {tuple(b) for b in s.boxes.tolist()} != extents(s): continue
+        for turn in range(8): assert {tuple(b) for b in training.flip(s, turn & 1, turn & 2, turn & 4).boxes.tolist()} == extents(training.flip(s, turn & 1, turn & 2, turn & 4))
+        checked += 1
+    assert checked
+
+
+def test_minus_one_boxes_disagree_by_two_pixels_after_a_flip():
+    s = CROWDED[0]
+    authors = dataclasses.replace(s, boxes=boxes.paper(s.boxes))
+    there_and_back = boxes.flip(training.flip(authors, True).boxes, s.width)
+    seen_right = boxes.flip(training.flip(s, True).boxes, s.width)
+    assert np.array_equal(there_and_back, authors.boxes)                                      # the flip itself is sound ...
+    offset = training.flip(authors, True).boxes - training.flip(s, True).boxes
+    assert np.array_equal(np.unique(offset[:, [0, 2]]), [1]) and np.array_equal(np.unique(authors.boxes[:, 0] - seen_right[:, 0]), [-1])   # -1 becomes +1
+
+
+def test_squeeze_by_hand():
+    s = CROWDED[1]
+    wide = dataclasses.replace(s, image=np.repeat(s.image, 2, 1), sky=np.repeat(s.sky, 2, 1), targets=np.repeat(s.targets, 2, 1), boxes=boxes.scale(s.boxes, 2, 1))
+    small = training.squeeze(wide, 128)
+    assert small.image.shape == small.sky.shape == small.targets.shape == (128, 128) and small.sky.dtype == bool
+    assert np.allclose(small.boxes, s.boxes / 2)
+    assert training.squeeze(dataclasses.replace(s, boxes=np.float32([[-1, -1, 3, 3]]), real=np.zeros(1, bool)), 512).boxes.tolist() == [[0, 0, 6, 6]]
+
+
+def test_crop_keeps_boxes_with_half_of_their_area():
+    s = scenes.scene(0)
+    s = dataclasses.replace(s, boxes=np.float32([[8, 20, 12, 24], [9, 20, 13, 24], [7, 20, 11, 24], [40, 40, 44, 44], [74, 74, 78, 78]]), real=np.arange(5) == 3)
+    part = training.crop(s, 10, 10, 64)
+    assert part.image.shape == (64, 64) and np.array_equal(part.image, s.image[10:74, 10:74])
+    assert part.boxes.tolist() == [[0, 10, 2, 14], [0, 10, 3, 14], [30, 30, 34, 34]] and part.real.tolist() == [False, False, True]
+
+
+def test_a_small_image_is_padded_without_new_targets():
+    s = CROWDED[2]
+    part = training.pad(s, 300)
+    assert part.image.shape == (300, 300) and part.targets.sum() == s.targets.sum() and np.array_equal(part.image[:, 299], part.image[:, 255])
+    assert training.pad(s, 256) is s
+
+
+def test_focus_shows_targets():
+    s = scenes.scene(0)
+    s = dataclasses.replace(s, boxes=np.float32([[200, 10, 203, 13]]), real=np.zeros(1, bool))
+    rng = np.random.default_rng(0)
+    held = lambda focus: np.mean([len(training.crop(s, *training.window(s, 64, focus, rng), 64).boxes) for _ in range(300)])
+    assert held(1.0) == 1 and held(0.0) < 0.2
+    corners = np.array([training.window(s, 64, 0.5, rng) for _ in range(300)])
+    assert corners.min() >= 0 and corners.max() <= 256 - 64
+
+
+def test_an_example_depends_on_nothing_drawn_before():
+    data = scenes.Scenes(6)
+    one, two = training.Examples(data, SHORT, 5), training.Examples(data, SHORT, 5)
+    late = [two[(1, k)] for k in reversed(range(6))][::-1]
+    for k in range(6):
+        a, b = one[(1, k)], late[k]
+        assert np.array_equal(a.image, b.image) and np.array_equal(a.boxes, b.boxes) and np.array_equal(a.sky, b.sky)
+    other = training.Examples(data, SHORT, 6)
+    assert any(not np.array_equal(one[(1, k)].image, other[(1, k)].image) for k in range(6))
+    assert not np.array_equal(one[(1, 0)].image, one[(2, 0)].image)
+    assert sorted(one.order(0)) == list(range(6)) and not np.array_equal(one.order(0), one.order(1))
+
+
+def test_loader_processes_give_the_same_batches():
+    examples = training.Examples(scenes.Scenes(8), SHORT, 0)
+    before = torch.get_rng_state()
+    here, there = list(training.loader(examples, 3)), list(training.loader(examples, 3, workers=2))
+    assert len(here) == len(there) == 3 * 2 - 3 and torch.equal(before, torch.get_rng_state())
+    for a, b in zip(here, there):
+        assert a.names == b.names and torch.equal(a.images, b.images) and all(map(torch.equal, a.boxes, b.boxes)) and torch.equal(a.targets, b.targets)
+
+
+def test_repeats_show_every_image_equally_often():
+    examples = training.Examples(scenes.Scenes(5), dataclasses.replace(SHORT, repeats=3, batch=4), 0)
+    keys = [key for batch in training.Keys(examples) for key in batch]
+    assert [len(b) for b in training.Keys(examples)] == [4, 4, 4, 3] * 3 and len(set(keys)) == 45
+    assert np.bincount([k % 5 for _, k in keys]).tolist() == [9] * 5
+    assert list(training.Keys(examples, 5)) == list(training.Keys(examples))[5:]
+
+
+def test_pasting_adds_labels_that_lie_on_targets():
+    data = scenes.Scenes(8)
+    plain, pasted = (training.Examples(data, dataclasses.replace(SHORT, crop=128, paste=p), 0) for p in ("none", "default"))
+    n = [[len(e[(0, k)].boxes) for k in range(8)] for e in (plain, pasted)]
+    assert sum(n[1]) > sum(n[0]) and all(a <= b for a, b in zip(*n))
+    for k in range(8):
+        s = pasted[(0, k)]
+        assert all(s.targets[int(y1):int(np.ceil(y2)), int(x1):int(np.ceil(x2))].any() for x1, y1, x2, y2 in s.boxes)
+
+
+def test_paper_labels_on_scenes_and_on_files(data):
+    s = training.SCHEDULES["paper"]
+    scene = training.Examples(scenes.Scenes(2), dataclasses.replace(s, paste="none", flips="none"), 0)[(0, 1)]
+    assert scene.image.shape == (512, 512)
+    assert np.allclose(scene.boxes, np.maximum(boxes.scale(boxes.paper(scenes.Scenes(2)[1].boxes), 2, 2), 0))
+    real = densesirst.DenseSIRST(data, "test_v2")
+    examples = training.Examples(real, s, 0)
+    assert examples.data.boxes == "paper" and np.array_equal(examples.labelled(0).boxes, boxes.paper(densesirst.load(data, real.names[0], "file").boxes))
+    assert np.array_equal(examples.target_source(0).boxes, densesirst.load(data, real.names[0], "file").boxes)
+    with pytest.raises(InputError, match="load it with boxes='corrected'"):
+        other = type("Other", (scenes.Scenes,), {"boxes": "paper"})(2)
+        training.Examples(other, SHORT, 0)
+
+
+# the loop ------------------------------------------------------------------------------------------------------------------------------
+
+def test_loss_falls_on_eight_scenes(tmp_path):
+    schedule = dataclasses.replace(SHORT, epochs=20, batch=4, lr=1e-2, paste="none")
+    seen = []
+    row = training.train(config(schedule=schedule), scenes.Scenes(8), tmp_path / "run", progress=False, each_epoch=lambda model, epoch: seen.append((model.training, epoch)))
+    table = np.genfromtxt(tmp_path / "run/losses.csv", delimiter=",", names=True)
+    assert table["total"][-8:].mean() < 0.6 * table["total"][:4].mean()
+    assert seen == [(False, k) for k in range(1, 21)]
+    assert row["steps"] == len(table) == 40 and row["passes"] == 160 and row["preset"] == "tiny" and row["parameters"] == sum(p.numel() for p in bafenet.build(TINY).parameters())
+    assert row["loss_total"] == pytest.approx(table["total"][-2:].mean()) and row == json.loads((tmp_path / "run/row.json").read_text())
+    loaded = bafenet.load_weights(tmp_path / "run/weights.safetensors")
+    assert loaded.preset == TINY
+    state = torch.load(sorted((tmp_path / "run/checkpoints").glob("*.pt"))[-1], weights_only=True)
+    assert all(torch.equal(v, state["average"][k]) for k, v in loaded.state_dict().items())
+    assert len(list((tmp_path / "run/checkpoints").glob("*"))) == 2
+
+
+@pytest.mark.parametrize("preset", ["bafe-small", "paper-r18"])
+def test_every_trainable_parameter_gets_a_gradient(preset):
+    torch.manual_seed(0)
+    c = training.TrainConfig(preset, device="cpu")
+    model = bafenet.build(c.preset).train()
+    for m in model.modules():
+        if isinstance(m, torch.nn.BatchNorm2d) and not m.weight.any(): torch.nn.init.ones_(m.weight)   # a residual branch that starts at zero hides what is before it
+    data = scenes.Scenes(4)
+    s = dataclasses.replace(c.schedule, crop=160, squeeze=None, batch=2, paste="none")
+    if preset == "paper-r18": s = dataclasses.replace(s, boxes="corrected")
+    samples = [dataclasses.replace(x, boxes=np.float32([[30, 30, 40, 40], [5, 5, 85, 85], [0, 0, 159, 159]]), real=np.zeros(3, bool))
+               for x in (training.Examples(data, s, 0)[(0, k)] for k in range(2))]
+    training.loss_of(model, training.batch(samples))["total"].backward()
+    without = {n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum())}
+    assert {n for n in without if "attention_mask" not in n} == set()
+    assert preset != "paper-r18" or without == set(bafenet.NEVER_TRAINED)
+
+
+class Stopping:
+    """Scenes that fail at the k-th reading, as a pulled plug would."""
+    def __init__(self, n, k): self.scenes, self.left, self.names = scenes.Scenes(n), k, scenes.Scenes(n).names
+    def __len__(self): return len(self.scenes)
+
+    def __getitem__(self, i):
+        self.left -= 1
+        if self.left < 0: raise KeyboardInterrupt
+        return self.scenes[i]
+
+
+@pytest.mark.parametrize("optimiser, lr", [("adamw", 4e-3), ("dadapt-adam", 1.0)])
+def test_resume_is_bit_for_bit(tmp_path, optimiser, lr):
+    schedule = dataclasses.replace(SHORT, optimiser=optimiser, lr=lr, paste="none")
+    c = config(schedule=schedule, save_steps=2)
+    whole = training.train(c, scenes.Scenes(12), tmp_path / "whole", progress=False)
+    for stops, k in enumerate((17, 14)):                                  # in the middle of epoch 1, then in the middle of a later batch
+        with pytest.raises(KeyboardInterrupt): training.train(c, Stopping(12, k), tmp_path / "cut", resume=stops > 0, progress=False)
+        torch.rand(7)                                                      # what happens in between must not matter
+    row = training.train(c, scenes.Scenes(12), tmp_path / "cut", resume=True, progress=False)
+    same_weights(tmp_path / "whole", tmp_path / "cut")
+    assert {k: v for k, v in row.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
+
+
+KILLED = """
+import dataclasses, sys
+sys.path.insert(0, {here!r})
+from test_training import config, scenes, training
+training.train(config(save_steps=1), scenes.Scenes(12), {out!r}, resume=True, progress=False)
+"""
+
+
+def test_kill_minus_nine_loses_nothing(tmp_path):
+    training.train(config(save_steps=1), scenes.Scenes(12), tmp_path / "whole", progress=False)
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": str(Path(here).parent)}
+    process = subprocess.Popen([sys.executable, "-c", KILLED.format(here=here, out=str(tmp_path / "cut"))], env=environment)
+    while process.poll() is None and not list((tmp_path / "cut/checkpoints").glob("0000000[3-7].pt")): time.sleep(0.002)
+    process.send_signal(signal.SIGKILL); process.wait()
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "cut/weights.safetensors").exists()
+    training.train(config(save_steps=1), scenes.Scenes(12), tmp_path / "cut", resume=True, progress=False)
+    same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_half_written_and_damaged_checkpoints_are_passed_over(tmp_path):
+    c = config(save_steps=1, schedule=dataclasses.replace(SHORT, paste="none"))
+    with pytest.raises(KeyboardInterrupt): training.train(c, Stopping(12, 20), tmp_path / "cut", progress=False)
+    places = sorted((tmp_path / "cut/checkpoints").glob("*"))
+    assert [p.name for p in places] == ["00000004.pt", "00000005.pt"]
+    places[-1].write_bytes(places[-1].read_bytes()[:5000])
+    (tmp_path / "cut/checkpoints/00000006.pt.part").write_bytes(b"half")
+    training.train(c, scenes.Scenes(12), tmp_path / "whole", progress=False)
+    training.train(c, scenes.Scenes(12), tmp_path / "cut", resume=True, progress=False)
+    same_weights(tmp_path / "whole", tmp_path / "cut")
+    for p in (tmp_path / "cut/checkpoints").glob("*.pt"): p.write_bytes(b"")
+    with pytest.raises(InputError, match="none of 2 checkpoints can be read"): training.train(c, scenes.Scenes(12), tmp_path / "cut", resume=True, progress=False)
+
+
+# bad input -----------------------------------------------------------------------------------------------------------------------------
+
+def test_a_loss_that_is_no_number_names_step_images_and_mend(tmp_path):
+    bad = dataclasses.replace(SHORT, lr=1e30, warm_up=0, average=None, clip=None, paste="none")
+    with pytest.raises(InputError, match=r"step \d+: the \w+ loss is (nan|inf) on scene-\d+, .*lower lr") as caught:
+        training.train(config(schedule=bad, save_steps=1), scenes.Scenes(8), tmp_path / "run", progress=False)
+    assert "\n" not in str(caught.value)
+    state = torch.load(sorted((tmp_path / "run/checkpoints").glob("*.pt"))[-1], weights_only=True)
+    assert all(np.isfinite(row["total"]) for row in state["history"]) and not (tmp_path / "run/weights.safetensors").exists()
+
+
+def test_a_run_is_not_overwritten_nor_resumed_as_another(tmp_path):
+    training.train(config(), scenes.Scenes(4), tmp_path / "run", progress=False)
+    before = bafenet.load_weights(tmp_path / "run/weights.safetensors").state_dict()
+    with pytest.raises(InputError, match="holds a run: resume it"): training.train(config(), scenes.Scenes(4), tmp_path / "run", progress=False)
+    with pytest.raises(InputError, match="seed was 0 and is now 1"): training.train(config(seed=1), scenes.Scenes(4), tmp_path / "run", resume=True, progress=False)
+    with pytest.raises(InputError, match="schedule.lr was 0.004 and is now 0.001"):
+        training.train(config(schedule=dataclasses.replace(SHORT, lr=1e-3)), scenes.Scenes(4), tmp_path / "run", resume=True, progress=False)
+    with pytest.raises(InputError, match="images was 4 and is now 5"): training.train(config(), scenes.Scenes(5), tmp_path / "run", resume=True, progress=False)
+    training.train(config(), scenes.Scenes(4), tmp_path / "run", resume=True, progress=False)
+    assert all(torch.equal(before[k], v) for k, v in bafenet.load_weights(tmp_path / "run/weights.safetensors").state_dict().items())
+    with pytest.raises(InputError, match="the dataset is empty"): training.train(config(), [], tmp_path / "other", progress=False)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+    path = tmp_path / "data"
+    training.write_whole(path, b"old")
+    code = ("import resource, signal, sys; from bafe_nb import training; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
+            f"training.write_whole({str(path)!r}, bytes(5000))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+    assert "InputError" in done.stderr and "cannot be written (File too large): free some space" in done.stderr
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+class Dying(Stopping):
+    """Scenes whose reader process ends without a word."""
+    def __getitem__(self, i):
+        if i == 3 and torch.utils.data.get_worker_info(): os._exit(3)
+        return self.scenes[i]
+
+
+def test_a_dead_loader_process_is_named(tmp_path):
+    c = config(schedule=dataclasses.replace(SHORT, paste="none"), workers=1)
+    with pytest.raises(InputError, match=r"a loader process died at step \d.*resume the run"): training.train(c, Dying(8, 0), tmp_path / "run", progress=False)
+
+
+def test_no_gpu_is_said(tmp_path):
+    if torch.cuda.is_available(): pytest.skip("a GPU is at hand")
+    with pytest.raises(InputError, match="no GPU is at hand"): training.train(config(device="cuda"), scenes.Scenes(4), tmp_path / "run", progress=False)
