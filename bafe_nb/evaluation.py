@@ -121,6 +121,17 @@ def predict(model, image, threshold=0.05, per_image=1000, tile=None, halo=HALO, 
     return Prediction(d, *_masks(_logits(maps, strides[0], seen.shape), height, width))
 
 # %% ../nbs/12_evaluation.ipynb #011
+def _configured(weights, *keys):
+    """An entry of the config.json beside a weights file, None where there is no such file; InputError when it cannot be read."""
+    path = Path(weights).with_name("config.json")
+    if not path.exists(): return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        for key in keys: value = value[key]
+    except (ValueError, KeyError, TypeError): raise InputError(f"{path} is no configuration of a run: mend or remove it") from None
+    return value
+
+
 def read_model(source, device="cpu"):
     """(model in eval mode, boxes) from a BAFENet, a .safetensors file or the folder of a run.
 
@@ -130,21 +141,15 @@ def read_model(source, device="cpu"):
     path = Path(source)
     if path.is_dir(): path = path / "weights.safetensors"
     if not path.exists(): raise InputError(f"{path} is not there: give the folder of a finished run, or a .safetensors file")
-    config = path.with_name("config.json")
-    words = None
-    if config.exists():
-        try: words = json.loads(config.read_text(encoding="utf-8"))["schedule"]["boxes"]
-        except (ValueError, KeyError, TypeError): raise InputError(f"{config} is no configuration of a run: mend or remove it") from None
+    words = _configured(path, "schedule", "boxes")
     return bafenet.load_weights(path).to(device, memory_format=torch.channels_last).eval(), words
 
-# %% ../nbs/12_evaluation.ipynb #012
+
 def seed_of(source):
     """The seed of the run that wrote the weights at `source` (run folder or weights file), from config.json beside them; None where there is none."""
-    path = Path(source)
-    config = (path if path.is_dir() else path.parent) / "config.json"
-    return json.loads(config.read_text(encoding="utf-8")).get("seed") if config.exists() else None
+    return _configured(Path(source) / "x" if Path(source).is_dir() else Path(source), "seed")
 
-# %% ../nbs/12_evaluation.ipynb #013
+# %% ../nbs/12_evaluation.ipynb #012
 def predict_all(model, dataset, progress=True, **options):
     """Image name -> Prediction for all samples; options go to `predict`. Returns the dictionary and the mean milliseconds an image, without reading it."""
     model, found, spent = bafenet.fold(model), {}, 0.0
@@ -156,7 +161,7 @@ def predict_all(model, dataset, progress=True, **options):
     if not found: raise InputError("the dataset is empty: name a split with images")
     return found, 1000 * spent / len(found)
 
-# %% ../nbs/12_evaluation.ipynb #014
+# %% ../nbs/12_evaluation.ipynb #013
 def score(predictions, dataset, protocol="corrected", threshold=None):
     """The flat row of scores.evaluate for a dictionary of Predictions: detections, sky masks and target masks."""
     parts = {field: {name: getattr(p, field) for name, p in predictions.items()} for field in Prediction._fields}

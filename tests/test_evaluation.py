@@ -1,0 +1,168 @@
+"""Evaluation: native size and squeezed, tiles without seams, minus-one boxes moved back, rows and files."""
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from bafe_nb import bafenet, boxes, densesirst, evaluation, head, scenes, scores, training
+from bafe_nb.boxes import InputError
+
+BASE = bafenet.PRESETS["bafe-hr-nano"]
+TINY = dataclasses.replace(BASE, name="tiny", widths=(8, 12), down=1, head=dataclasses.replace(BASE.head, in_channels=8, channels=8, exchange="static"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Folder of a short run on crowded scenes: a model that finds something."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    schedule = training.Schedule("short", epochs=8, batch=4, lr=1e-2, policy="one-cycle", warm_up=0.2, crop=96, paste="none", average=0.9, focus=1.0)
+    training.train(training.TrainConfig(TINY, schedule, threads=1, device="cpu"), scenes.Scenes(24), out, progress=False)
+    return out
+
+
+def same_detections(a, b):
+    """Equal but for rounding: the same scores, and each box has its like."""
+    assert a.shape == b.shape and np.allclose(np.sort(a[:, 4]), np.sort(b[:, 4]), atol=1e-4)
+    assert np.all(boxes.iou(a, b).max(axis=1) > 0.999) and np.all(boxes.iou(a, b).max(axis=0) > 0.999)
+
+
+class Rigged(torch.nn.Module):
+    """A stand-in for a network whose answer is known: it finds every pixel block brighter than 200 that starts on an even pixel."""
+    def __init__(self, preset):
+        super().__init__()
+        self.preset, self.anchor = preset, torch.nn.Parameter(torch.zeros(1))
+
+    def normalise(self, images): return images[:, None].float()
+
+    def forward(self, x):
+        stride = self.preset.head.strides[0]
+        n, _, h, w = x.shape
+        bright = torch.nn.functional.max_pool2d(x, stride, ceil_mode=True) > 200
+        logit = torch.where(bright, 6.0, -6.0)
+        wall = torch.full((n, 4, *logit.shape[-2:]), stride / 2)
+        return head.Maps([logit], [wall], [torch.full_like(logit, 6.0)], [torch.cat([logit, logit], 1)])
+
+
+def preset(**changes): return dataclasses.replace(BASE, name="rigged", **changes)
+
+
+def dots(height, width, places):
+    image = np.full((height, width), 20, np.uint8)
+    for x, y in places: image[y:y + 2, x:x + 2] = 250
+    return image
+
+
+def test_native_prediction_by_hand():
+    image = dots(101, 75, [(10, 20), (40, 40), (74, 100)])                # odd sides: the last location hangs over the border
+    p = evaluation.predict(Rigged(preset()), image)
+    assert sorted(p.detections[:, :4].tolist()) == [[10, 20, 12, 22], [40, 40, 42, 42], [74, 100, 75, 101]]
+    assert p.sky.shape == p.mask.shape == (101, 75) and p.sky.dtype == p.mask.dtype == bool
+    assert p.mask[20:22, 10:12].all() and not p.mask[:15].any() and p.mask[100, 74]
+    assert np.all(p.detections[:, 4] > 0.99) and p.detections.dtype == np.float32
+
+
+def test_squeezed_prediction_is_scaled_back_and_moved_by_one():
+    squeezed = preset(size=64)
+    image = np.full((128, 256), 20, np.uint8); image[40:48, 80:96] = 250     # at 64 x 64: rows 20-23, columns 20-23
+    p = evaluation.predict(Rigged(squeezed), image)
+    assert len(p.detections) == 4
+    assert np.allclose([p.detections[:, 0].min(), p.detections[:, 1].min(), p.detections[:, 2].max(), p.detections[:, 3].max()], [80, 40, 96, 48])
+    moved = evaluation.predict(Rigged(squeezed), image, boxes="paper")
+    assert np.allclose(moved.detections[:, :4], p.detections[:, :4] + 1) and p.sky.shape == (128, 256)
+    official = Rigged(dataclasses.replace(squeezed, official=True))
+    assert np.array_equal(evaluation.predict(official, image).detections, moved.detections)
+
+
+@pytest.mark.parametrize("length, tile, halo", [(1000, 256, 32), (1920, 512, 64), (33, 256, 32), (513, 256, 100)])
+def test_tiles_cover_a_side_once(length, tile, halo):
+    parts = evaluation.tiles(length, tile, halo)
+    assert [p[2] for p in parts] == [0] + [p[3] for p in parts[:-1]] and parts[-1][3] == length
+    assert all(a % 32 == 0 and k % 32 == 0 and a <= k < m <= b <= length for a, b, k, m in parts)
+    assert all(k - a >= min(halo, k) and b - m >= min(halo, length - m) for a, b, k, m in parts)
+
+
+def test_a_target_on_a_tile_border_is_found_once():
+    borders = [p[2] for p in evaluation.tiles(400, 160, 32)][1:]
+    places = [(b - 2, 40) for b in borders] + [(b, 60) for b in borders] + [(100, b) for b in borders] + [(borders[0] - 2, borders[0] - 2)]
+    image = dots(400, 400, places)
+    whole, cut = (evaluation.predict(Rigged(preset()), image, tile=t, halo=32) for t in (None, 160))
+    assert len(whole.detections) == len(places) and np.array_equal(whole.detections, cut.detections)
+    assert np.array_equal(whole.mask, cut.mask) and np.array_equal(whole.sky, cut.sky)
+
+
+def test_tiles_of_a_trained_model_equal_the_whole(run):
+    model, _ = evaluation.read_model(run)
+    image = np.block([[scenes.scene(3 * (4 * i + j)).image for j in range(3)] for i in range(3)])[:740, :]
+    whole, cut = (evaluation.predict(model, image, tile=t, halo=64) for t in (None, 320))
+    assert len(whole.detections) > 3
+    same_detections(whole.detections, cut.detections)
+    assert (whole.sky == cut.sky).mean() > 0.9999 and (whole.mask == cut.mask).mean() > 0.9999
+
+
+def test_from_run_to_row_to_file(run, tmp_path):
+    data = scenes.Scenes(12, split="val")
+    row, found = evaluation.evaluate(run, data, progress=False)
+    assert list(found) == data.names and row["preset"] == "tiny" and row["protocol"] == "corrected" and row["images"] == 12
+    assert 0 <= row["map12"] <= 1 and row["sky_iou"] > 0 and row["ms_per_image"] > 0 and row["pd_mask"] is not None
+    scores.write_detections(tmp_path / "d.json", found)
+    again = scores.evaluate(scores.read_detections(tmp_path / "d.json", data.names), data, "corrected")
+    assert again["map12"] == pytest.approx(row["map12"], abs=1e-6)
+    assert json.loads(json.dumps(row)) == row
+    untrained, _ = evaluation.evaluate(bafenet.build(TINY), data, progress=False)
+    assert row["map12"] > untrained["map12"]
+    paper, _ = evaluation.evaluate(run / "weights.safetensors", data, "paper", progress=False)
+    assert paper["protocol"] == "paper" and paper["map07"] >= 0
+
+
+def test_perfect_boxes_score_one_under_both_protocols():
+    data = scenes.Scenes(3)
+    truth = {data[i].name: evaluation.Prediction(np.c_[data[i].boxes, np.ones(len(data[i].boxes))].astype(np.float32), data[i].sky, data[i].targets) for i in range(3)}
+    for protocol in ("paper", "corrected"):
+        row = evaluation.score(truth, data, protocol)
+        assert row["map12"] == row["recall"] == row["sky_iou"] == row["pixel_iou"] == row["pd_mask"] == 1
+
+
+def test_reading_models(run, tmp_path):
+    model, words = evaluation.read_model(run)
+    assert not model.training and words == "corrected" and model.preset == TINY
+    assert evaluation.seed_of(run) == evaluation.seed_of(run / "weights.safetensors") == 0
+    bafenet.save_weights(model, tmp_path / "alone.safetensors")
+    alone, words = evaluation.read_model(tmp_path / "alone.safetensors")
+    assert words is None and evaluation.seed_of(tmp_path / "alone.safetensors") is None
+    image = scenes.scene(0)
+    assert np.array_equal(evaluation.predict(model, image).detections, evaluation.predict(alone, image.image).detections)
+
+
+def test_folded_model_finds_the_same(run):
+    model, _ = evaluation.read_model(run)
+    data = scenes.Scenes(4, split="val")
+    found, ms = evaluation.predict_all(model, data, progress=False)
+    for i in range(4):
+        one = evaluation.predict(model, data[i])
+        same_detections(one.detections, found[data.names[i]].detections)
+
+
+def test_bad_input_is_named(run, tmp_path):
+    model, _ = evaluation.read_model(run)
+    for image, words in ((np.zeros((4, 4, 3), np.uint8), "uint8 of shape"), (np.zeros((4, 4), np.float32), "float32"), (np.zeros((0, 4), np.uint8), "give grey levels")):
+        with pytest.raises(InputError, match=words): evaluation.predict(model, image)
+    with pytest.raises(InputError, match="is not there: give the folder of a finished run"): evaluation.read_model(tmp_path)
+    with pytest.raises(InputError, match="is not there"): evaluation.read_model(tmp_path / "none.safetensors")
+    with pytest.raises(InputError, match="use 'corrected' or 'paper'"): evaluation.predict(model, scenes.scene(0), boxes="file")
+    with pytest.raises(InputError, match="the dataset is empty"): evaluation.predict_all(model, [], progress=False)
+    with pytest.raises(InputError, match="protocol"): evaluation.evaluate(run, scenes.Scenes(1), "voc", progress=False)
+    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "weights.safetensors").write_bytes((run / "weights.safetensors").read_bytes())
+    with pytest.raises(InputError, match="config.json is no configuration of a run"): evaluation.read_model(tmp_path)
+    with pytest.raises(InputError, match="config.json is no configuration of a run"): evaluation.seed_of(tmp_path)
+
+
+def test_paper_model_on_real_images(data):
+    torch.manual_seed(0)
+    model = bafenet.build("paper-r18").eval()
+    sample = densesirst.load(data, densesirst.names(data, "test_v2")[0])
+    p = evaluation.predict(model, sample)
+    assert p.sky.shape == sample.size and p.mask is None and p.detections.shape[1] == 5
+    assert np.all(p.detections[:, 2] <= sample.width) and np.all(p.detections[:, :2] >= 0)
