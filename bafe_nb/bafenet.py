@@ -6,17 +6,13 @@ __all__ = ['PAPER_HEAD', 'JULY_HEAD', 'PRESETS', 'COSTS', 'UNUSED', 'NEVER_TRAIN
            'read_state', 'infer_preset', 'load_official', 'save_weights', 'load_weights', 'import_official', 'fold']
 
 # %% ../nbs/10_bafenet.ipynb #002
-import copy
-import dataclasses
-import json
-import os
-import pickle
-import zipfile
+import copy, dataclasses, json, os, pickle, zipfile
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
@@ -95,8 +91,8 @@ def _features(preset):
 
 
 def _checked(images):
-    """uint8 grey levels (n, h, w) as a tensor; InputError for anything else."""
-    images = torch.as_tensor(images)
+    """uint8 grey levels (n, h, w) as a tensor (a copy of an array); InputError for anything else."""
+    if not torch.is_tensor(images): images = torch.from_numpy(np.array(images))
     if images.ndim == 3 and images.dtype == torch.uint8: return images
     raise InputError(f"images are {str(images.dtype)[6:]} {tuple(images.shape)}: give uint8 grey levels of shape (n, h, w)")
 
@@ -371,7 +367,7 @@ def _preset_of(text, path):
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(f"{path}: its preset cannot be read ({error}): give weights that this version of bafe wrote") from None
 
-
+# %% ../nbs/10_bafenet.ipynb #067
 def load_weights(path):
     """BAFENet in eval mode, float32, from a file of `save_weights`. Raises InputError for a missing, wrong or cut-off file."""
     try:
@@ -382,7 +378,7 @@ def load_weights(path):
         raise InputError(f"{path}: cannot read weights ({str(error).splitlines()[0]}): give a whole .safetensors file of bafe") from None
     return _fitted(preset, {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, path)[0]
 
-# %% ../nbs/10_bafenet.ipynb #069
+# %% ../nbs/10_bafenet.ipynb #070
 def import_official(path, out):
     """Turn a checkpoint of the authors into safetensors at `out`; returns the sorted names left out, all of layers in UNUSED. Raises InputError."""
     state = read_state(path)
@@ -390,7 +386,7 @@ def import_official(path, out):
     save_weights(model, out)
     return left_out
 
-# %% ../nbs/10_bafenet.ipynb #072
+# %% ../nbs/10_bafenet.ipynb #073
 def fold(model):
     """Copy of a model for inference, every batch norm folded into the convolution registered before it: same function, fewer passes."""
     model = copy.deepcopy(model).eval()
