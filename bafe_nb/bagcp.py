@@ -238,13 +238,13 @@ class Placement(NamedTuple):
         """x1, y1, x2, y2 in pixels, half-open."""
         return self.x, self.y, self.x + self.profile.shape[1], self.y + self.profile.shape[0]
 
-
+# %% ../nbs/05_bagcp.ipynb #052
 def _window(sample, side, where, windows, config):
     """(x, y, open?) of a square for a cluster: all sky and far from other targets where a try finds one, else round a sky pixel, else None."""
     (h, w), m = sample.image.shape, config.apart
-    for u, v, _, _ in where:
+    for u, v, _, _ in where if side <= min(h, w) else ():
         x, y = int(u * (w - side + 1)), int(v * (h - side + 1))
-        if x < 0 or y < 0 or not sample.sky[y + side // 2, x + side // 2]: continue
+        if not sample.sky[y + side // 2, x + side // 2]: continue
         if any(x - m < a + s and a < x + side + m and y - m < b + s and b < y + side + m for a, b, s in windows): continue
         if sample.sky[y:y + side, x:x + side].all() and not sample.targets[max(y - m, 0):y + side + m, max(x - m, 0):x + side + m].any(): return x, y, True
     spots = np.flatnonzero(sample.sky)
@@ -252,7 +252,7 @@ def _window(sample, side, where, windows, config):
     y, x = divmod(int(spots[int(where[0][0] * len(spots))]), w)
     return x - side // 2, y - side // 2, False
 
-# %% ../nbs/05_bagcp.ipynb #052
+# %% ../nbs/05_bagcp.ipynb #053
 def _spread(pixels):
     """Standard deviation (float) of a uint8 array of any shape."""
     flat = pixels.astype(np.float32).ravel()
@@ -271,14 +271,14 @@ def _clear(sample, x, y, w, h, gap):
     if x < 0 or y < 0 or y + h > sample.image.shape[0] or x + w > sample.image.shape[1]: return False
     return bool(sample.sky[y:y + h, x:x + w].all()) and not sample.targets[max(y - gap, 0):y + h + gap, max(x - gap, 0):x + w + gap].any()
 
-
+# %% ../nbs/05_bagcp.ipynb #054
 def _meets(x, y, w, h, placed, gap):
     """True when the patch comes within `gap` pixels of a box in `placed`."""
     for x1, y1, x2, y2 in placed:
         if x < x2 + gap and x1 < x + w + gap and y < y2 + gap and y1 < y + h + gap: return True
     return False
 
-# %% ../nbs/05_bagcp.ipynb #053
+# %% ../nbs/05_bagcp.ipynb #055
 def _spot(sample, shape, peak, tries, window, need, placed, own, config):
     """(x, y, peak) of the first try where a target of `shape` (h, w) fits and shows, or None. need: grey levels, or None to measure them on the spot."""
     (h, w), (x0, y0, side) = shape, window
@@ -294,7 +294,7 @@ def _spot(sample, shape, peak, tries, window, need, placed, own, config):
         if level >= (config.visible * _sky_spread(sample, x, y, w, h) if need is None else need): return x, y, level
     return None
 
-
+# %% ../nbs/05_bagcp.ipynb #056
 def _cluster(sample, bank, dice, placed, windows, config):
     """Placements of one cluster; extends the lists `placed` and `windows`."""
     targets, plan, own = [bank.target(k) for k in dice.ks], [], []
@@ -311,7 +311,7 @@ def _cluster(sample, bank, dice, placed, windows, config):
         own.append(plan[-1].box); placed.append(own[-1])
     return plan
 
-# %% ../nbs/05_bagcp.ipynb #055
+# %% ../nbs/05_bagcp.ipynb #058
 def draw(sample, source, config, rng):
     """Decide what `paste` adds under the law 'profile': a list of `Placement`. Nothing is written."""
     bank, plan, placed, windows = bank_of(source), [], [], []
@@ -332,14 +332,14 @@ def render(sample, plan):
         targets[y:y + h, x:x + w] |= added > 0
     return _extended(sample, image, targets, [p.box for p in plan], sample.boxes, sample.real)
 
-
+# %% ../nbs/05_bagcp.ipynb #059
 def _extended(sample, image, targets, pasted, boxes, real):
     """`sample` with new pixels and target mask, the old `boxes` and `real`, and after them the pasted boxes with real=False."""
     new = np.array(pasted, np.float32).reshape(-1, 4)
     return replace(sample, image=image, targets=targets, boxes=np.concatenate([boxes, new]).astype(np.float32, copy=False),
                    real=np.concatenate([real, np.zeros(len(new), bool)]))
 
-# %% ../nbs/05_bagcp.ipynb #060
+# %% ../nbs/05_bagcp.ipynb #064
 def _source(crop, config, size):
     """The authors' crop of a source, uint8 (h, w), for a destination of `size` = (height, width); None where whole-pixel corners empty it."""
     (H, W), f = crop.size, config.frame
@@ -359,7 +359,7 @@ def _sides(side, config, size):
     """Height and width in pixels of a window of `side` pixels of the squeezed frame."""
     return [max(round(side * n / config.frame), 1) if config.frame else side for n in size]
 
-# %% ../nbs/05_bagcp.ipynb #062
+# %% ../nbs/05_bagcp.ipynb #066
 def _fits(sample, taken, x, y, h, w, margin):
     """The authors' test: sky everywhere and no target within `margin`. On row or column 0 their slice starts at -1, is empty and finds nothing."""
     return not taken[y - margin:y + h + margin, x - margin:x + w + margin].any() and bool(sample.sky[y:y + h, x:x + w].all())
@@ -384,7 +384,7 @@ def _choose_point(sample, taken, spots, h, w, rng):
         if _fits(sample, taken, x, y, h, w, 1): break
     return x, y
 
-# %% ../nbs/05_bagcp.ipynb #063
+# %% ../nbs/05_bagcp.ipynb #067
 def _place(sample, taken, spots, window, h, w, config, rng):
     """Upper left pixel (x, y) of one patch by the authors' rules, or None where they would search for ever."""
     if not config.sky:
@@ -398,7 +398,7 @@ def _place(sample, taken, spots, window, h, w, config, rng):
         if _fits(sample, taken, x, y, h, w, 1): return x, y
     return _choose_point(sample, taken, spots, h, w, rng)
 
-
+# %% ../nbs/05_bagcp.ipynb #068
 def _draw_authors(sample, bank, config, rng):
     """The authors' draw, a list of (x, y, source uint8 (h, w)): some targets of one image, a new window for every five."""
     pool = np.flatnonzero(bank.image == bank.image[rng.integers(len(bank))])
@@ -416,7 +416,7 @@ def _draw_authors(sample, bank, config, rng):
         plan.append((x, y, src))
     return plan
 
-# %% ../nbs/05_bagcp.ipynb #065
+# %% ../nbs/05_bagcp.ipynb #070
 def _gauss_patch(dst, src, rng):
     """The authors' Gaussian paste: new grey levels float32 (h, w), at most 255 (NaN: 255), and the pixels (bool) above their threshold of 25/255."""
     lam, (sx, sy), (mx, my) = rng.uniform(0.5, 1), rng.uniform(0.3, 0.6, 2), -rng.uniform(0, 0.2, 2)
@@ -438,7 +438,7 @@ def _render_authors(sample, plan, config, rng):
     whole = (kept[:, 2] > kept[:, 0]) & (kept[:, 3] > kept[:, 1])
     return _extended(sample, (image / np.maximum(count, 1)).astype(np.uint8), targets, boxes, kept[whole], sample.real[whole])
 
-# %% ../nbs/05_bagcp.ipynb #067
+# %% ../nbs/05_bagcp.ipynb #072
 def paste(sample, source, config="default", rng=None):
     """Paste targets of `source` into `sample`: (new Sample, number pasted). Neither of the two is changed.
 
@@ -456,7 +456,7 @@ def paste(sample, source, config="default", rng=None):
     plan = _draw_authors(sample, bank, config, rng)
     return _render_authors(sample, plan, config, rng), len(plan)
 
-# %% ../nbs/05_bagcp.ipynb #087
+# %% ../nbs/05_bagcp.ipynb #092
 def ks_distance(a, b):
     """Two-sample Kolmogorov-Smirnov distance: the largest gap between the two empirical distribution functions, in [0, 1]."""
     a, b = np.sort(a), np.sort(b)
@@ -464,7 +464,7 @@ def ks_distance(a, b):
     at = np.concatenate([a, b])
     return float(np.abs(np.searchsorted(a, at, "right") / len(a) - np.searchsorted(b, at, "right") / len(b)).max())
 
-# %% ../nbs/05_bagcp.ipynb #090
+# %% ../nbs/05_bagcp.ipynb #095
 def peak_contrast(image, boxes, targets, margin=3):
     """Brightest pixel of each box above the mean of the ring of `margin` pixels round it, target pixels left out: grey levels (n,)."""
     out = []
@@ -487,7 +487,7 @@ def appearance(pairs):
         for k, v in zip(rows, values): rows[k].append(v)
     return {k: np.concatenate(v) for k, v in rows.items()}
 
-# %% ../nbs/05_bagcp.ipynb #092
+# %% ../nbs/05_bagcp.ipynb #097
 LINES = (("width", "real"), ("height", "real"), ("area", "real"), ("contrast", "real"), ("width", "pasted"), ("height", "pasted"), ("area", "pasted"),
          ("contrast", "pasted"), ("neighbour", "pasted"), ("cluster", "pasted"))   # what is compared, and with which targets of the dataset
 
@@ -506,7 +506,7 @@ def realism(dataset, source, names=("copy", "gaussian", "paper", "default"), see
     for name in names: samples[name] = appearance(pasted_by(dataset, source, PASTES[name], seed))
     return {n: {line: ks_distance(samples[n][line[0]], samples[line[1]][line[0]]) for line in LINES} for n in names}, samples
 
-# %% ../nbs/05_bagcp.ipynb #104
+# %% ../nbs/05_bagcp.ipynb #109
 def _integral(mask):
     """Sums of a bool (n, h, w) over rectangles from the corner: int32 (n, h + 1, w + 1)."""
     return torch.nn.functional.pad(mask.int().cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32), (1, 0, 1, 0))
@@ -518,7 +518,7 @@ def _count(table, n, x, y, w, h):
     x1, x2, y1, y2 = x.clamp(0, W), (x + w).clamp(0, W), y.clamp(0, H), (y + h).clamp(0, H)
     return table[n, y2, x2] - table[n, y1, x2] - table[n, y2, x1] + table[n, y1, x1]
 
-# %% ../nbs/05_bagcp.ipynb #107
+# %% ../nbs/05_bagcp.ipynb #112
 class BankTensors(NamedTuple):
     """A `TargetBank` on a device: profiles float32 (k, p, p), sizes int64 (k, 2) as h, w, peaks int64 (k,), and the indices of both pools."""
     profiles: torch.Tensor
@@ -540,7 +540,7 @@ def bank_tensors(bank, device="cpu", largest=24):
     pools = tuple(p if len(p) else pools[1 - i] for i, p in enumerate(pools))
     return BankTensors(torch.from_numpy(profiles).to(device), torch.tensor(sizes, device=device), torch.tensor(peaks, device=device), pools)
 
-# %% ../nbs/05_bagcp.ipynb #108
+# %% ../nbs/05_bagcp.ipynb #113
 def _weighted(weights, shape, generator, device):
     """Indices int64 of `shape`, drawn with the given weights."""
     edges = torch.tensor(weights, dtype=torch.float32, device=device).cumsum(0)
@@ -563,7 +563,7 @@ def _choose(bank, n, config, generator):
     order = (bank.sizes[k].add(4).prod(-1) * there).argsort(-1, descending=True)
     return k.gather(-1, order), there.gather(-1, order)
 
-# %% ../nbs/05_bagcp.ipynb #109
+# %% ../nbs/05_bagcp.ipynb #114
 def _sky_pixel(table, u):
     """A sky pixel (x, y) of every image, the u-th part of all in reading order; (-1, -1) where there is no sky. table: `_integral`; u: (n,)."""
     rows = table[:, :, -1].contiguous()
@@ -575,7 +575,7 @@ def _sky_pixel(table, u):
     none = rows[:, -1] == 0
     return torch.where(none, -1, x), torch.where(none, -1, y)
 
-
+# %% ../nbs/05_bagcp.ipynb #115
 def _windows(sky, targets, side, config, generator):
     """Upper left corners (x, y) int64 (n, c) of the windows of `side` (n, c), and whether each is open (all sky, far from targets and other windows)."""
     (n, c), (H, W), dev = side.shape, (sky.shape[1] - 1, sky.shape[2] - 1), side.device
@@ -592,7 +592,7 @@ def _windows(sky, targets, side, config, generator):
         done.append((torch.where(found, x[rows, at], px - half), torch.where(found, y[rows, at], py - half), s[:, 0], found))
     return tuple(torch.stack([d[j] for d in done], 1) for j in (0, 1, 3))
 
-# %% ../nbs/05_bagcp.ipynb #111
+# %% ../nbs/05_bagcp.ipynb #117
 def _propose(j, placed, there, h, w, window, config, generator):
     """Places (x, y) int64 (n, c, t) for member j: anywhere in the window, or beside a member of the same cluster; and which lie inside the window."""
     (x0, y0, side), t, dev = window, config.tries, h.device
@@ -617,7 +617,7 @@ def _apart(x, y, w, h, boxes, there, gap):
     hit = (flat[0] < x2 + gap) & (x1 < flat[0] + flat[2] + gap) & (flat[1] < y2 + gap) & (y1 < flat[1] + flat[3] + gap) & there[:, None]
     return ~hit.any(-1).view(x.shape)
 
-# %% ../nbs/05_bagcp.ipynb #112
+# %% ../nbs/05_bagcp.ipynb #118
 def _gather(images, x, y, size):
     """Square patches (n, ..., size, size) with upper left corners x, y (n, ...), and which of their pixels lie in the image."""
     n, H, W = images.shape
@@ -641,7 +641,7 @@ def _levels(images, sky, x, y, w, h, peak, largest, need, config):
     wanted = torch.where(need[..., None] < 0, local, need[..., None])
     return torch.where((level >= config.least) & (level >= wanted), level, 0)
 
-# %% ../nbs/05_bagcp.ipynb #113
+# %% ../nbs/05_bagcp.ipynb #119
 def _need(images, window, is_open, config, grid=16):
     """Grey levels that a target must add in each open window (n, c): `visible` standard deviations over a grid of its pixels; -1 in the others."""
     x0, y0, side = window
@@ -651,7 +651,7 @@ def _need(images, window, is_open, config, grid=16):
     pixels = images[torch.arange(len(images), device=x0.device)[:, None, None, None], rows, cols].float()
     return torch.where(is_open, config.visible * pixels.flatten(2).std(-1, unbiased=False), -1.0)
 
-
+# %% ../nbs/05_bagcp.ipynb #120
 def _member(j, state, k, there, batch, bank, window, need, config, generator):
     """Place member j of every cluster; fills `placed`, `level` and `done` of `state` in place."""
     (images, skies, sky, targets), (placed, level, done) = batch, state
@@ -669,7 +669,7 @@ def _member(j, state, k, there, batch, bank, window, need, config, generator):
         ok[:, c] &= _apart(x[:, c, None], y[:, c, None], w[:, c, None], h[:, c, None], here, ok[:, :c], g)[:, 0]
     placed[:, :, j], level[:, :, j], done[:, :, j] = torch.stack([x, y, x + w, y + h], -1), lv, ok
 
-# %% ../nbs/05_bagcp.ipynb #114
+# %% ../nbs/05_bagcp.ipynb #121
 def _add(images, targets, k, placed, level, done, bank, generator):
     """Images and target masks with all placed profiles added, each flipped at random; (n, s) slots."""
     n, p, dev = len(images), bank.profiles.shape[-1], images.device
@@ -685,7 +685,7 @@ def _add(images, targets, k, placed, level, done, bank, generator):
     gain = torch.zeros(images.numel(), dtype=torch.int32, device=dev).index_add_(0, at.flatten(), added.flatten()).view_as(images)
     return (images + gain).to(torch.uint8), targets | (gain > 0)
 
-
+# %% ../nbs/05_bagcp.ipynb #122
 def paste_batch(images, skies, targets, bank, config="default", generator=None):
     """`paste` by the law 'profile' for a batch: (images, targets, list of n float32 (m, 4) pasted boxes). Nothing that comes in is changed.
 
