@@ -1,0 +1,174 @@
+"""The command line: every kind of bad input is one line that names the culprit, exit status 2, nothing half-written; every verb does its job."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from bafe_nb import app, bafenet, densesirst, scenes, scores
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture()
+def bafe(capsys):
+    """Run a command line; returns (exit status, what stdout got, what stderr got)."""
+    def run(*words):
+        capsys.readouterr()
+        status = app.main([str(w) for w in words])
+        out, err = capsys.readouterr()
+        return status, out, err
+    return run
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    bafenet.save_weights(bafenet.build("bafe-small"), path)
+    return path
+
+
+@pytest.fixture()
+def devkit(tmp_path):
+    """A tiny SIRSTdevkit of two scenes in the real layout."""
+    root = tmp_path / "SIRSTdevkit"
+    for folder in ("PNGImages", "SIRST/BBox", "SIRST/PaletteMask", "SIRST/BinaryMask", "SkySeg/PaletteMask", "SkySeg/BinaryMask", "Splits"): (root / folder).mkdir(parents=True)
+    samples = [s for s in map(scenes.scene, range(40)) if len(s.boxes) > 2][:2]
+    for s in samples:
+        cv2.imwrite(str(root / f"PNGImages/{s.name}.png"), s.image)
+        for part, mask in (("SIRST", s.targets), ("SkySeg", s.sky)):
+            cv2.imwrite(str(root / part / f"PaletteMask/{s.name}.png"), mask.astype(np.uint8))
+            cv2.imwrite(str(root / part / f"BinaryMask/{s.name}_pixels0.png"), mask.astype(np.uint8) * 255)
+        write_xml(root, s.name, s.boxes, s.size)
+    (root / "Splits/test_v2.txt").write_text("\n".join(s.name for s in samples))
+    return root, samples
+
+
+def write_xml(root, name, boxes, size=(256, 256)):
+    objects = "".join("<object><name>Target</name><bndbox>" + "".join(f"<{t}>{int(v)}</{t}>" for t, v in zip(("xmin", "ymin", "xmax", "ymax"), b)) + "</bndbox></object>" for b in boxes)
+    (root / f"SIRST/BBox/{name}.xml").write_text(f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height><depth>1</depth></size>{objects}</annotation>")
+
+
+def refused(result, *words):
+    """One line on stderr, status 2, no traceback, every word in it."""
+    status, out, err = result
+    assert status == 2, (status, out, err)
+    assert err.count("\n") == 1 and err.startswith("bafe: ") and "Traceback" not in err
+    for word in words: assert str(word) in err, (word, err)
+
+
+def test_the_tiny_devkit_is_read_and_scored(bafe, devkit, tmp_path):
+    root, samples = devkit
+    scores.write_detections(tmp_path / "truth.json", {s.name: np.c_[s.boxes, np.ones(len(s.boxes))] for s in samples})
+    status, _, err = bafe("score", tmp_path / "truth.json", "--data", root, "--split", "test_v2", "--json", tmp_path / "row.json")
+    assert status == 0, err
+    row = json.loads((tmp_path / "row.json").read_text())
+    assert row["map12"] == 1 and row["recall"] == 1 and row["targets"] == sum(len(s.boxes) for s in samples)
+
+
+@pytest.mark.parametrize("words, culprit", [
+    (("trian",), "trian"), (("train", "bafe-smal", "--data", "scenes", "--out", "x"), "bafe-smal"), ((), "verb"), (("data",), "verb"),
+    (("train", "bafe-small", "--data", "no/such/folder", "--out", "x"), "no/such/folder"), (("evaluate", "nowhere", "--data", "scenes"), "nowhere"),
+    (("score", "missing.json", "--data", "scenes"), "missing.json"), (("detect", "nothing.safetensors", "a.png", "--out", "x"), "nothing.safetensors"),
+    (("bench", "cake"), "cake"), (("reproduce", "--data", "no/such/folder"), "no/such/folder"), (("reproduce", "--preset", "paper-r19"), "paper-r19"),
+    (("score", "x.json", "--data", "scenes", "--protocol", "papre"), "x.json"), (("data", "verify", "no/such"), "no/such"),
+    (("import-official", "no.pth", "out.safetensors"), "no.pth"), (("train", "bafe-small", "--data", "scenes", "--out", "x", "--seed", "one"), "one"),
+    (("train", "bafe-small", "--data", "scenes", "--out", "x", "--schedule", "fast"), "fast")])
+def test_wrong_words(bafe, words, culprit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path); monkeypatch.delenv("BAFE_DATA", raising=False)
+    refused(bafe(*words), culprit)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_data_named(bafe, weights, monkeypatch):
+    monkeypatch.delenv("BAFE_DATA", raising=False)
+    refused(bafe("evaluate", weights), "--data")
+
+
+def damage_missing(root, s): (root / f"PNGImages/{s.name}.png").unlink(); return f"{s.name}.png"
+def damage_truncated(root, s):
+    path = root / f"PNGImages/{s.name}.png"; path.write_bytes(path.read_bytes()[:-200]); return f"{s.name}.png"
+def damage_xml(root, s): (root / f"SIRST/BBox/{s.name}.xml").write_text("<annotation><object>"); return f"{s.name}.xml"
+def damage_bomb(root, s):
+    bomb = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "bbbbbbbbbb"><!ENTITY c "&b;&b;&b;&b;&b;&b;">]><annotation>&c;</annotation>'
+    (root / f"SIRST/BBox/{s.name}.xml").write_text(bomb); return f"{s.name}.xml"
+def damage_outside(root, s): write_xml(root, s.name, np.r_[s.boxes, [[250, 250, 260, 254]]]); return f"{s.name}.xml"
+def damage_mask(root, s):
+    cv2.imwrite(str(root / f"SkySeg/PaletteMask/{s.name}.png"), np.zeros((100, 100), np.uint8)); return f"{s.name}.png"
+def damage_split(root, s): (root / "Splits/test_v2.txt").write_text("\n"); return "test_v2"
+def damage_name(root, s): (root / "Splits/test_v2.txt").write_text(f"{s.name}\nnobody"); return "nobody"
+
+
+@pytest.mark.parametrize("damage", [damage_missing, damage_truncated, damage_xml, damage_bomb, damage_outside, damage_mask, damage_split, damage_name],
+                         ids=lambda f: f.__name__.removeprefix("damage_"))
+def test_damaged_data(bafe, devkit, weights, tmp_path, damage):
+    root, samples = devkit
+    culprit = damage(root, samples[0])
+    refused(bafe("evaluate", weights, "--data", root, "--json", tmp_path / "row.json", "--detections", tmp_path / "found.json"), culprit)
+    assert not (tmp_path / "row.json").exists() and not (tmp_path / "found.json").exists()
+
+
+def test_wrong_weights(bafe, tmp_path, weights):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64), np.uint8))
+    (tmp_path / "text.safetensors").write_text("hello")
+    (tmp_path / "half.safetensors").write_bytes(weights.read_bytes()[:-1000])
+    for name in ("text", "half"):
+        refused(bafe("detect", tmp_path / f"{name}.safetensors", tmp_path / "a.png", "--out", tmp_path / "out"), f"{name}.safetensors")
+    refused(bafe("import-official", tmp_path / "text.safetensors", tmp_path / "o.safetensors"), "text.safetensors")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "o.safetensors").exists()
+
+
+def test_detect_leaves_nothing_when_one_image_is_bad(bafe, tmp_path, weights):
+    cv2.imwrite(str(tmp_path / "good.png"), np.zeros((64, 64), np.uint8)); (tmp_path / "bad.png").write_bytes(b"\x89PNG")
+    refused(bafe("detect", weights, tmp_path / "good.png", tmp_path / "bad.png", "--out", tmp_path / "out"), "bad.png")
+    assert not (tmp_path / "out").exists()
+
+
+def test_detect_refuses_two_images_of_one_name(bafe, tmp_path, weights):
+    for folder in ("a", "b"): (tmp_path / folder).mkdir(); cv2.imwrite(str(tmp_path / folder / "x.png"), np.zeros((64, 64), np.uint8))
+    refused(bafe("detect", weights, tmp_path / "a/x.png", tmp_path / "b/x.png", "--out", tmp_path / "out"), "x.png")
+
+
+def test_detect_writes_a_picture_an_image_and_one_list(bafe, tmp_path, weights):
+    for k, size in enumerate(((64, 80), (257, 131))): cv2.imwrite(str(tmp_path / f"i{k}.png"), np.random.default_rng(k).integers(0, 255, size, dtype=np.uint8))
+    status, out, err = bafe("detect", weights, tmp_path / "i0.png", tmp_path / "i1.png", "--out", tmp_path / "out", "--threshold", 0.001)
+    assert status == 0, err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["detections.json", "i0.png", "i1.png"]
+    entries = json.loads((tmp_path / "out/detections.json").read_text())
+    assert all(set(e) == {"image_id", "category_id", "bbox", "score"} and e["image_id"] in ("i0", "i1") for e in entries)
+
+
+def test_presets_and_their_counts(bafe, tmp_path):
+    assert bafe("presets", "--json", tmp_path / "p.json")[0] == 0
+    rows = {r["name"]: r for r in json.loads((tmp_path / "p.json").read_text())}
+    assert rows["paper-r18-july"]["parameters"] == 22_309_550 and round(rows["paper-r18-july"]["multiply_adds"] / 1e9, 3) == 57.654
+    assert rows["paper-r18"]["parameters"] == 22_562_873 and rows["paper-r18"]["multiply_adds"] == 60_179_697_664
+    assert rows["paper-r50"]["parameters"] == 35_582_521 and rows["paper-r50"]["multiply_adds"] == 71_639_322_624
+
+
+def test_train_evaluate_and_resume_from_the_command_line(bafe, tmp_path):
+    words = ("train", "bafe-small", "--data", "scenes", "--split", "val_v2", "--out", tmp_path / "run", "--epochs", 1, "--batch", 32, "--ledger", tmp_path / "l.csv")
+    assert bafe(*words)[0] == 0
+    refused(bafe(*words), "run")
+    assert bafe(*words, "--resume")[0] == 0
+    refused(bafe(*words, "--resume", "--seed", 1), "seed")
+    status, _, err = bafe("evaluate", tmp_path / "run", "--data", "scenes", "--split", "val_v2", "--json", tmp_path / "row.json", "--detections", tmp_path / "found.json", "--ledger", tmp_path / "l.csv")
+    assert status == 0, err
+    row = json.loads((tmp_path / "row.json").read_text())
+    assert row["preset"] == "bafe-small" and row["protocol"] == "corrected" and 0 <= row["map12"] <= 1 and row["sky_iou"] is not None
+    scores.read_detections(tmp_path / "found.json")
+
+
+def test_the_installed_command_exits_with_2_and_one_line():
+    done = subprocess.run([sys.executable, "-m", "bafe_nb.app", "detect", "x.safetensors", "y.png", "--out", "z"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "x.safetensors" in done.stderr
+
+
+def test_verify_tells_a_subset_from_the_whole(bafe, data):
+    status, out, err = bafe("data", "verify", data)
+    assert "images" in out and status in (0, 1)
+    assert (status == 0) == (len(densesirst.names(data, "trainval_v2")) == 768)
