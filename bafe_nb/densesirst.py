@@ -8,23 +8,9 @@ __all__ = ['PNG', 'MAX_PIXELS', 'CORNERS', 'COMMIT', 'SPLITS', 'COUNTS', 'FOLDER
            'published', 'dataset_table', 'manifest', 'hashes', 'compare', 'Report', 'verify', 'Fetched', 'fetch']
 
 # %% ../nbs/02_densesirst.ipynb #003
-import csv
-import dataclasses
-import functools
-import gzip
-import hashlib
-import http.client
-import io
-import os
-import shutil
-import struct
-import subprocess
-import urllib.error
-import urllib.parse
-import urllib.request
+import csv, dataclasses, functools, gzip, hashlib, http.client, io, os, shutil, struct, subprocess, zipfile, zlib
+import urllib.error, urllib.parse, urllib.request
 import xml.etree.ElementTree as ElementTree
-import zipfile
-import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import resources
@@ -38,10 +24,10 @@ from tqdm.auto import tqdm
 from . import boxes as box
 from .boxes import InputError
 
-# %% ../nbs/02_densesirst.ipynb #006
+# %% ../nbs/02_densesirst.ipynb #007
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image with everything that is known about it.
+    """One image with what is known about it.
 
     name: file name without its ending. image: uint8 (h, w) grey levels. boxes: float32 (n, 4) x1, y1, x2, y2 in pixels, 0-based, half-open.
     sky: bool (h, w), True where there is sky. targets: bool (h, w), True on the pixels of a target.
@@ -65,7 +51,7 @@ class Sample:
         """(height, width) in pixels."""
         return self.image.shape[:2]
 
-# %% ../nbs/02_densesirst.ipynb #012
+# %% ../nbs/02_densesirst.ipynb #013
 PNG = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 1 << 26
 
@@ -89,7 +75,7 @@ def png_header(data, where):
         raise InputError(f"{where} says it has {header[0]} x {header[1]} pixels: give an image of 1 to {MAX_PIXELS:,}")
     return header
 
-# %% ../nbs/02_densesirst.ipynb #015
+# %% ../nbs/02_densesirst.ipynb #016
 def _bytes(path):
     """Content of a file; InputError that names it when it is not there."""
     try: return Path(path).read_bytes()
@@ -107,7 +93,7 @@ def _decode(path):
     except (OSError, SyntaxError, ValueError, zlib.error) as error:
         raise InputError(f"{path} cannot be decoded ({error}): fetch or save it again") from None
 
-# %% ../nbs/02_densesirst.ipynb #017
+# %% ../nbs/02_densesirst.ipynb #018
 def read_image(path):
     """Grey levels of a PNG, uint8 (h, w). Colour becomes luma, 0.299 R + 0.587 G + 0.114 B, so equal channels stay exact; alpha is left out."""
     pixels, mode = _decode(path)
@@ -116,14 +102,14 @@ def read_image(path):
     if mode not in ("RGB", "RGBA"): raise InputError(f"{path} is a palette picture, not an image of grey levels: give a grey or RGB PNG")
     return cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_RGB2GRAY)
 
-# %% ../nbs/02_densesirst.ipynb #020
+# %% ../nbs/02_densesirst.ipynb #021
 def read_mask(path):
     """Mask of a palette or grey PNG, bool (h, w): True where the *index* is not 0, whatever colours the palette gives it."""
     pixels, mode = _decode(path)
     if pixels.ndim != 2: raise InputError(f"{path} is a colour picture ({mode}), not a mask: give a palette or grey PNG")
     return pixels != 0
 
-# %% ../nbs/02_densesirst.ipynb #023
+# %% ../nbs/02_densesirst.ipynb #024
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -137,7 +123,7 @@ def _parse(path):
     except (ElementTree.ParseError, ValueError) as error:
         raise InputError(f"{path} is broken XML ({error}): mend it or fetch it again") from None
 
-# %% ../nbs/02_densesirst.ipynb #024
+# %% ../nbs/02_densesirst.ipynb #025
 def _corner(item, tag, path, k):
     """Number in the tag `tag` of the k-th object's bndbox."""
     text = item.findtext(f"bndbox/{tag}")
@@ -151,7 +137,7 @@ def read_boxes(path):
     objects = _parse(path).iter("object")
     return box.as_boxes([[_corner(item, tag, path, k) for tag in CORNERS] for k, item in enumerate(objects)])
 
-# %% ../nbs/02_densesirst.ipynb #027
+# %% ../nbs/02_densesirst.ipynb #028
 def tight(boxes, targets):
     """Bool (n,): True where the target mask (h, w) touches all four sides of the half-open box (n, 4) from inside."""
     crops = [targets[y1:y2, x1:x2] for x1, y1, x2, y2 in np.asarray(boxes).astype(int).tolist()]
@@ -166,7 +152,7 @@ def mend(written, targets):
     moved = box.shift(written, -1, -1)
     return np.where((~tight(written, targets) & tight(moved, targets))[:, None], moved, written)
 
-# %% ../nbs/02_densesirst.ipynb #030
+# %% ../nbs/02_densesirst.ipynb #031
 def _table(name):
     """Rows of a packaged table (bafe_nb/tables/NAME.csv or .csv.gz) as dictionaries of text."""
     folder = resources.files("bafe_nb") / "tables"
@@ -185,7 +171,7 @@ def near_duplicates():
     """The 26 images of test_v2 whose background also stands in trainval_v2: name -> name of the twin."""
     return {name: row["twin"] for name, row in images().items() if row["near_duplicate"] == "yes"}
 
-# %% ../nbs/02_densesirst.ipynb #031
+# %% ../nbs/02_densesirst.ipynb #032
 @dataclass(frozen=True, eq=False)
 class Origin:
     """Where the targets of an image come from: boxes float32 (n, 4) as the file writes them, real bool (n,), added float32 (n,).
@@ -206,14 +192,14 @@ def origins():
                          np.array([r["origin"] == "real" for r in group]),
                          np.float32([r["grey_levels_added"] or "nan" for r in group])) for name, group in rows.items()}
 
-# %% ../nbs/02_densesirst.ipynb #034
+# %% ../nbs/02_densesirst.ipynb #035
 def real_flags(name, written):
     """Bool (n,): False for boxes (n, 4), as written, that the origin table lists as pasted into the image `name`; any other target counts as real."""
     origin = origins().get(name)
     pasted = set() if origin is None else {tuple(b) for b in origin.boxes[~origin.real].tolist()}
     return np.array([tuple(b) not in pasted for b in written.tolist()], dtype=bool)
 
-# %% ../nbs/02_densesirst.ipynb #037
+# %% ../nbs/02_densesirst.ipynb #038
 COMMIT = "6f538c5070c38ecaa2b00f76859ca41be0a1a517"
 SPLITS = ("trainval_v2", "train_v2", "val_v2", "test_v2")
 COUNTS = dict(images=1024, targets=13655, real=648, trainval_v2=768, train_v2=512, val_v2=256, test_v2=256)
@@ -230,7 +216,7 @@ def check_root(root):
             raise InputError(f"{root} has no folder {folder}: give {inner[0] if inner else 'a SIRSTdevkit folder'}")
     return root
 
-# %% ../nbs/02_densesirst.ipynb #038
+# %% ../nbs/02_densesirst.ipynb #039
 def find_root():
     """SIRSTdevkit folder that the variable BAFE_DATA names, else data/SIRSTdevkit here or one folder up, else None.
 
@@ -243,7 +229,7 @@ def find_root():
     if named: raise InputError(f"BAFE_DATA names {named}, which is no folder: correct it or unset it")
     return None
 
-# %% ../nbs/02_densesirst.ipynb #039
+# %% ../nbs/02_densesirst.ipynb #040
 def _split_file(root, split):
     """Path of a split file; v1 splits and unknown words are refused."""
     if str(split).endswith("_v1"):
@@ -267,7 +253,7 @@ def names(root, split):
         seen.add(name)
     return found
 
-# %% ../nbs/02_densesirst.ipynb #043
+# %% ../nbs/02_densesirst.ipynb #044
 READINGS = dict(corrected=mend, file=lambda written, targets: written, paper=lambda written, targets: box.paper(written))
 
 
@@ -292,7 +278,7 @@ def load(root, name, boxes="corrected"):
     written = box.check(read_boxes(path), image.shape[1], image.shape[0], path)
     return Sample(name, image, READINGS[boxes](written, targets), sky, targets, real_flags(name, written))
 
-# %% ../nbs/02_densesirst.ipynb #046
+# %% ../nbs/02_densesirst.ipynb #047
 def _pack(sample):
     """Sample without masks, and its two masks as bits."""
     return dataclasses.replace(sample, sky=None, targets=None), np.packbits(sample.sky), np.packbits(sample.targets)
@@ -303,7 +289,7 @@ def _unpack(slim, *bits):
     sky, targets = (np.unpackbits(b, count=slim.image.size).view(bool).reshape(slim.size) for b in bits)
     return dataclasses.replace(slim, boxes=slim.boxes.copy(), sky=sky, targets=targets)
 
-# %% ../nbs/02_densesirst.ipynb #047
+# %% ../nbs/02_densesirst.ipynb #048
 class DenseSIRST:
     """The images of a split as a dataset: `len`, `[i] -> Sample`, `.names`, `.root`, `.split`, `.boxes` (which reading, see `load`).
 
@@ -322,7 +308,7 @@ class DenseSIRST:
         if name not in self._kept: self._kept[name] = _pack(load(self.root, name, self.boxes))
         return _unpack(*self._kept[name])
 
-# %% ../nbs/02_densesirst.ipynb #066
+# %% ../nbs/02_densesirst.ipynb #067
 def contour_area(mask):
     """Sum of OpenCV's contour areas of a mask (h, w): polygons through the centres of the border pixels, so smaller than the pixel count."""
     found, _ = cv2.findContours(np.ascontiguousarray(mask, dtype=np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -337,7 +323,7 @@ def contrast(image, targets, b):
     inside, outside = image[y1:y2, x1:x2][targets[y1:y2, x1:x2]], image[around][~targets[around]]
     return inside.mean() / max(outside.mean(), 1) if len(inside) and len(outside) else float("nan")
 
-# %% ../nbs/02_densesirst.ipynb #068
+# %% ../nbs/02_densesirst.ipynb #069
 def distances(boxes):
     """Distances between the centres of boxes (n, 4): float32 (n, n) pixels, infinity on the diagonal."""
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -355,7 +341,7 @@ def clusters(boxes, link=10.0):
         if (spread == label).all(): return label
         label = spread
 
-# %% ../nbs/02_densesirst.ipynb #070
+# %% ../nbs/02_densesirst.ipynb #071
 def measure(sample):
     """One number per target, as a dict of float arrays (n,): width, height, area, contour_area, contrast, distance, cluster (its size), brightest, in_sky, real."""
     corners = sample.boxes.astype(int).tolist()
@@ -380,7 +366,7 @@ def measure_all(dataset, progress=True):
     if not rows: raise InputError("the dataset is empty: give at least one sample")
     return {key: np.concatenate([r[key] for r in rows]) for key in rows[0]} | {"sky_fraction": np.array(sky)}
 
-# %% ../nbs/02_densesirst.ipynb #072
+# %% ../nbs/02_densesirst.ipynb #073
 def statistics(source, progress=True):
     """Summary of a dataset as a flat dict of numbers. source: a SIRSTdevkit folder (all of v2), a dataset of Samples, or the result of `measure_all`.
 
@@ -402,7 +388,7 @@ def statistics(source, progress=True):
         sky_fraction=m["sky_fraction"].mean(), images_without_sky=int((m["sky_fraction"] == 0).sum()))
     return {key: float(value) if isinstance(value, np.floating) else value for key, value in row.items()}
 
-# %% ../nbs/02_densesirst.ipynb #081
+# %% ../nbs/02_densesirst.ipynb #082
 def published(name):
     """Published numbers, a list of rows of text, each with its source. name: 'datasets', 'detectors', 'adascope' or 'segmentation'."""
     kinds = ("datasets", "detectors", "adascope", "segmentation")
@@ -420,7 +406,7 @@ def dataset_table(recount=None):
     return rows + [shared | dict(dataset="DenseSIRST, contour area", mean_area=round(float(recount["mean_contour_area"]), 1)),
                    shared | dict(dataset="DenseSIRST, pixels", mean_area=round(float(recount["mean_area"]), 1))]
 
-# %% ../nbs/02_densesirst.ipynb #087
+# %% ../nbs/02_densesirst.ipynb #088
 @functools.lru_cache(1)
 def manifest():
     """Files of the pinned commit: path relative to SIRSTdevkit -> (size in bytes, SHA-256 in hex)."""
@@ -446,7 +432,7 @@ def compare(root, wanted=None, progress=True):
         else: result["wrong"].append(name)
     return result
 
-# %% ../nbs/02_densesirst.ipynb #090
+# %% ../nbs/02_densesirst.ipynb #091
 FINDINGS = dict(
     unreadable="files that cannot be used", missing="files of the commit that are missing", wrong="files that differ from the commit", extra="files that the commit has not",
     colour="images with colour channels", unequal="colour images with unequal channels", palette="target masks with a palette of more than two colours",
@@ -454,7 +440,7 @@ FINDINGS = dict(
     masks="binary masks that differ from the palette masks", points="point files with another count", faint="pasted targets that add 2 grey levels or fewer", no_sky="images without sky",
     newline="split files without a final newline", overlap="test_v1 images that are in trainval_v2")
 
-# %% ../nbs/02_densesirst.ipynb #091
+# %% ../nbs/02_densesirst.ipynb #092
 @dataclass(frozen=True, eq=False)
 class Report:
     """What `verify` found: counts (as COUNTS), findings (kind -> list of names; a name stands once per box or file). `str` gives a table."""
@@ -479,7 +465,7 @@ class Report:
             if found: rows.append(f"{text:52s} {len(found):6,d}  {', '.join(dict.fromkeys(found[:3]))}{', ...' if len(found) > 3 else ''}")
         return "\n".join(rows)
 
-# %% ../nbs/02_densesirst.ipynb #092
+# %% ../nbs/02_densesirst.ipynb #093
 def _image_findings(root, sample):
     """Kinds of irregularity in the files of one image, the boxes apart. `sample` is the image as loaded."""
     name = sample.name
@@ -496,7 +482,7 @@ def _image_findings(root, sample):
         copy = root / f"{kind}/BinaryMask/{name}_pixels0.png"
         if copy.is_file() and not np.array_equal(read_mask(copy), mask): yield "masks"
 
-# %% ../nbs/02_densesirst.ipynb #093
+# %% ../nbs/02_densesirst.ipynb #094
 def _agrees(path, written):
     """True when an XML can be read as boxes and has exactly the boxes `written`."""
     try: return np.array_equal(read_boxes(path), written)
@@ -516,7 +502,7 @@ def _box_findings(root, sample):
     if stale.is_file() and not _agrees(stale, written): yield "stale"
     if points.is_file() and len(_bytes(points).split(b"\n")) - _bytes(points).endswith(b"\n") != len(written): yield "points"
 
-# %% ../nbs/02_densesirst.ipynb #094
+# %% ../nbs/02_densesirst.ipynb #095
 def _split_findings(root, counts, findings):
     """Fill in the counts of the splits and what is odd about their files."""
     for split in SPLITS:
@@ -527,7 +513,7 @@ def _split_findings(root, counts, findings):
     old = root / "Splits/test_v1.txt"
     if old.is_file() and counts["trainval_v2"]: findings["overlap"] += sorted(set(old.read_text().split()) & set(names(root, "trainval_v2")))
 
-# %% ../nbs/02_densesirst.ipynb #095
+# %% ../nbs/02_densesirst.ipynb #096
 def verify(root, progress=True):
     """Inspect a SIRSTdevkit folder, whole or in part: Report with counts and every irregularity. InputError only when `root` is no SIRSTdevkit."""
     root, counts = check_root(root), dict.fromkeys(COUNTS, 0)
@@ -543,7 +529,7 @@ def verify(root, progress=True):
         except InputError as error: findings["unreadable"].append(str(error))
     return Report(counts | {"images": len(stems)}, findings)
 
-# %% ../nbs/02_densesirst.ipynb #099
+# %% ../nbs/02_densesirst.ipynb #100
 ADDRESS = "https://github.com/GrokCV/DenseSIRST"
 INSIDE = "data/SIRSTdevkit"
 FEW = 200
@@ -562,7 +548,7 @@ def _folder_reader(folder):
     base = _inner(folder)
     return lambda name, size: _bytes(base / name) if (base / name).is_file() and (base / name).stat().st_size == size else None
 
-# %% ../nbs/02_densesirst.ipynb #100
+# %% ../nbs/02_densesirst.ipynb #101
 def _zip_reader(path, stack):
     """The same for a zip archive; the devkit may lie at any depth in it, its members are read and never unpacked."""
     try: archive = stack.enter_context(zipfile.ZipFile(path))
@@ -578,7 +564,7 @@ def _zip_reader(path, stack):
         except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError): return None
     return read
 
-# %% ../nbs/02_densesirst.ipynb #101
+# %% ../nbs/02_densesirst.ipynb #102
 def _git_reader(folder, stack):
     """The same for a git directory, bare or not, that has the pinned commit: one `git cat-file --batch` serves all files."""
     if shutil.which("git") is None: raise InputError(f"{folder} is a git directory, but git is not installed: install git or give a zip")
@@ -598,7 +584,7 @@ def _git_reader(folder, stack):
         return data if head[1] == b"blob" else None
     return read
 
-# %% ../nbs/02_densesirst.ipynb #103
+# %% ../nbs/02_densesirst.ipynb #104
 def _ask(address, start=0):
     """Open an address from byte `start` on; InputError in one line when that fails."""
     request = urllib.request.Request(address, headers={"User-Agent": "bafe_nb"} | ({"Range": f"bytes={start}-"} if start else {}))
@@ -609,7 +595,7 @@ def _ask(address, start=0):
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise InputError(f"{address} cannot be reached ({getattr(error, 'reason', error)}): go online, or give a folder, zip or git directory as source") from None
 
-# %% ../nbs/02_densesirst.ipynb #104
+# %% ../nbs/02_densesirst.ipynb #105
 def _copy(answer, out, address, start, limit, progress):
     """Write an answer's body to the open file `out`; InputError when it stops early or grows beyond `limit` bytes."""
     length = answer.headers.get("Content-Length")
@@ -621,7 +607,7 @@ def _copy(answer, out, address, start, limit, progress):
         except (OSError, http.client.HTTPException) as error: raise InputError(f"{address} stopped after {out.tell():,} bytes ({error!r}): run fetch again to go on") from None
     if length and out.tell() < start + int(length): raise InputError(f"{address} stopped after {out.tell():,} bytes: run fetch again to go on")
 
-# %% ../nbs/02_densesirst.ipynb #105
+# %% ../nbs/02_densesirst.ipynb #106
 def _download(address, path, limit, progress=True):
     """Download to `path` through `path`.part, going on where an earlier call stopped."""
     part = path.with_name(path.name + ".part")
@@ -633,7 +619,7 @@ def _download(address, path, limit, progress=True):
         with open(part, "ab" if start else "wb") as out: _copy(answer, out, address, start, limit, progress)
     os.replace(part, path)
 
-
+# %% ../nbs/02_densesirst.ipynb #107
 def _address_reader(base, wanted, dest, stack, progress):
     """Reader for an address laid out as GitHub's: few files from /raw/COMMIT/..., many from /archive/COMMIT.zip."""
     base = base.rstrip("/")
@@ -648,7 +634,7 @@ def _address_reader(base, wanted, dest, stack, progress):
     stack.callback(lambda: archive.unlink(missing_ok=True))
     return _zip_reader(archive, stack)
 
-# %% ../nbs/02_densesirst.ipynb #106
+# %% ../nbs/02_densesirst.ipynb #108
 def _reader(source, wanted, dest, stack, progress):
     """Function (relative path, size) -> bytes or None for any kind of source."""
     if source is None or str(source).startswith(("http://", "https://")):
@@ -668,7 +654,7 @@ def _write(path, data):
         part.write_bytes(data); os.replace(part, path)
     except OSError as error: raise InputError(f"{path} cannot be written ({error.strerror}): free space or choose another folder, then run fetch again") from None
 
-# %% ../nbs/02_densesirst.ipynb #107
+# %% ../nbs/02_densesirst.ipynb #109
 @dataclass(frozen=True)
 class Fetched:
     """Outcome of `fetch`: present (files that were already right), fetched (files written now), wrong (files that the source lacks or has otherwise)."""
@@ -681,7 +667,7 @@ class Fetched:
         rest = f", {len(self.wrong):,} not to be had there: {', '.join(self.wrong[:3])}{', ...' if len(self.wrong) > 3 else ''}" if self.wrong else ""
         return f"{self.present:,} files present, {self.fetched:,} fetched{rest}"
 
-# %% ../nbs/02_densesirst.ipynb #108
+# %% ../nbs/02_densesirst.ipynb #110
 def fetch(dest, source=None, progress=True, wanted=None):
     """Bring the pinned DenseSIRST into the folder `dest` (a SIRSTdevkit), fetching only what is missing or wrong: Fetched.
 
