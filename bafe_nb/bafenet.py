@@ -56,10 +56,14 @@ PAPER_HEAD = HeadConfig()
 JULY_HEAD = HeadConfig(exchange="static", large_kernel=False)
 
 
-def _stride2(name, widths, down=2, exchange="learnable", target_mask=True):
-    """A preset at stride 2: grey image at native size, mean and spread of trainval_v2 (99.8 and 59.3 grey levels)."""
-    head = HeadConfig(in_channels=widths[0], channels=widths[0], convs=1, strides=(2,), ranges=((-1, 100000),), norm="batch",
-                      exchange=exchange, large_kernel=False, bottleneck=False, target_mask=target_mask, assign="nearest")
+def _native(name, widths, stride=1, down=2):
+    """A preset that works on the native grey image with features at stride 2: mean and spread of trainval_v2 (99.8 and 59.3 grey levels).
+
+    stride 2: one location a cell, and each target owns its nearest one. stride 1: four locations a cell, so that every target holds some.
+    """
+    kind = dict(assign="nearest") if stride == 2 else dict(encoding="centre", finer=2, target_mask=True)
+    head = HeadConfig(in_channels=widths[0], channels=widths[0], convs=1, strides=(stride,), ranges=((-1, 100000),), norm="batch",
+                      exchange="learnable", large_kernel=False, bottleneck=False, **kind)
     return Preset(name, "unet", head, in_channels=1, mean=(99.8,), std=(59.3,), size=None, norm="trainable", widths=widths, down=down)
 
 # %% ../nbs/10_bafenet.ipynb #010
@@ -68,9 +72,9 @@ PRESETS = {p.name: p for p in (
     Preset("paper-r50-july", "resnet50", JULY_HEAD, official=True),
     Preset("paper-r18", "resnet18", PAPER_HEAD, official=True),
     Preset("paper-r50", "resnet50", PAPER_HEAD, official=True),
-    _stride2("bafe-small", (24, 32, 48), down=1, exchange="dynamic", target_mask=False),
-    _stride2("bafe-hr", (32, 48, 64, 96)),
-    _stride2("bafe-hr-nano", (16, 24, 32, 64), down=(1, 2, 2, 2)))}
+    _native("bafe-small", (24, 32, 48), stride=2, down=1),
+    _native("bafe-hr", (32, 48, 64, 96)),
+    _native("bafe-hr-nano", (16, 24, 32, 64), down=(1, 2, 2, 2)))}
 
 
 def find_preset(preset):
@@ -83,7 +87,7 @@ def find_preset(preset):
 def _features(preset):
     """Backbone and neck of a preset; a UNet needs no neck."""
     if preset.backbone == "unet":
-        return UNet(preset.widths, preset.in_channels, preset.head.strides[0], preset.down, preset.up), nn.Identity()
+        return UNet(preset.widths, preset.in_channels, preset.head.strides[0] * preset.head.finer, preset.down, preset.up), nn.Identity()
     if preset.backbone not in ("resnet18", "resnet50"):
         raise InputError(f"preset {preset.name}: backbone {preset.backbone!r} is unknown: use resnet18, resnet50 or unet")
     backbone = ResNet(int(preset.backbone[6:]), norm=preset.norm)

@@ -39,6 +39,7 @@ def _config_problem(c):
     """One line that says what is wrong with a head configuration and how to mend it; None when nothing is."""
     if len(c.strides) != len(c.ranges):
         return f"strides {c.strides} and ranges {c.ranges} differ in length: give one (low, high) range per stride"
+    if c.finer < 1: return f"finer {c.finer} is no whole number of 1 or more"
     for name, allowed in CHOICES.items():
         if getattr(c, name) not in allowed: return f"{name} {getattr(c, name)!r} is unknown: use one of {', '.join(allowed)}"
     if c.norm == "group" and c.channels % 32: return f"channels {c.channels} cannot be split into 32 groups: use a multiple of 32 or norm='batch'"
@@ -69,6 +70,7 @@ class HeadConfig:
     target_mask: bool = False           # the sky branch has a second channel: the target mask
     assign: str = "inside"              # 'inside' (FCOS) or 'nearest' (every target also owns its nearest free location)
     encoding: str = None                # 'distance' or 'centre'; None: 'distance' for 'inside', 'centre' for 'nearest'
+    finer: int = 1                      # a cell of the features answers for finer x finer locations; they lie `strides` apart
 
     def __post_init__(self):
         if self.encoding is None: object.__setattr__(self, "encoding", "centre" if self.assign == "nearest" else "distance")
@@ -284,8 +286,8 @@ class Branches(nn.Module):
         self.cls_convs, self.reg_convs = _tower(c), _tower(c)
         if c.bottleneck: self.convs_cls = _bottleneck(c)
         if c.sky: self._build_sky(c)
-        self.conv_cls, self.conv_centerness = (nn.Conv2d(c.channels, 1, 3, padding=1) for _ in range(2))
-        self.conv_reg = (BoxConv if c.encoding == "distance" else nn.Conv2d)(c.channels, 4, 3, padding=1)
+        self.conv_cls, self.conv_centerness = (nn.Conv2d(c.channels, c.finer ** 2, 3, padding=1) for _ in range(2))
+        self.conv_reg = (BoxConv if c.encoding == "distance" else nn.Conv2d)(c.channels, 4 * c.finer ** 2, 3, padding=1)
         self.scales = nn.ModuleList(Scale() for _ in c.strides)
         initialise(self)
 
@@ -294,7 +296,7 @@ class Branches(nn.Module):
         if c.bottleneck: self.convs_seg = _bottleneck(c)
         if c.large_kernel: self.LSKModule = exchanges.LargeKernelSelection(c.channels)
         self.ChannelEx = exchanges.build(c.exchange, c.channels, c.p)
-        self.conv_seg = nn.Conv2d(c.channels, 1 + c.target_mask, 3, padding=1)
+        self.conv_seg = nn.Conv2d(c.channels, (1 + c.target_mask) * c.finer ** 2, 3, padding=1)
 
 # %% ../nbs/08_head.ipynb #050
 def _through(layers, x):
@@ -323,7 +325,9 @@ class Head(Branches):
         if c.sky: target, sky = _mixed(self, target, _through(self.seg_convs, x))
         elif c.bottleneck: target = self.convs_cls(target)
         raw = scale(self.conv_reg(_through(self.reg_convs, x)))
-        return self.conv_cls(target), as_distances(raw, stride, c.encoding), self.conv_centerness(target), sky
+        out = (self.conv_cls(target), raw, self.conv_centerness(target), sky)
+        if c.finer > 1: out = [m if m is None else nn.functional.pixel_shuffle(m, c.finer) for m in out]
+        return out[0], as_distances(out[1], stride, c.encoding), out[2], out[3]
 
     def forward(self, features):
         c = self.config
@@ -331,7 +335,7 @@ class Head(Branches):
         classes, boxes, centre, sky = zip(*(self._level(*item) for item in zip(features, self.scales, c.strides)))
         return Maps(list(classes), list(boxes), list(centre), list(sky) if c.sky else [])
 
-# %% ../nbs/08_head.ipynb #056
+# %% ../nbs/08_head.ipynb #058
 def _survivors(maps, level, i, stride, threshold, most):
     """Boxes (k, 4), class scores (k,), centerness scores (k,) of image i at one level: over the threshold, the best `most` only."""
     logits = maps.classes[level][i].detach().flatten()
@@ -346,7 +350,7 @@ def _survivors(maps, level, i, stride, threshold, most):
     boxes = torch.cat((xy - d[:, :2], xy + d[:, 2:]), dim=1)
     return boxes, score, maps.centerness[level][i].detach().flatten()[place].float().sigmoid()
 
-# %% ../nbs/08_head.ipynb #058
+# %% ../nbs/08_head.ipynb #060
 def _finish(boxes, scores, size, rescale, iou, per_image):
     """Clip to `size` (h, w), undo `rescale` (x, y), drop empty boxes, suppress, keep the best: float32 (n, 5)."""
     boxes = boxlib.clip(boxes, size[1], size[0])
@@ -358,7 +362,7 @@ def _finish(boxes, scores, size, rescale, iou, per_image):
         boxes, scores = boxes[kept], scores[kept]
     return np.concatenate((boxes, scores[:, None]), axis=1).astype(np.float32)
 
-# %% ../nbs/08_head.ipynb #059
+# %% ../nbs/08_head.ipynb #061
 def _per_image(value, n):
     """A pair for each of n images from None, one pair, or n pairs."""
     if value is None: return [None] * n
@@ -383,7 +387,7 @@ def decode(maps, strides, score_threshold=0.05, before_nms=1000, iou=0.5, per_im
         result.append(_finish(boxes.cpu().numpy(), (score * centre).cpu().numpy(), sizes[i], factors[i], iou, per_image))
     return result
 
-# %% ../nbs/08_head.ipynb #062
+# %% ../nbs/08_head.ipynb #064
 def oracle(targets, sizes, images, logit=9.0):
     """The maps of a head that has learnt its targets by heart: logits of +-`logit` on and off the positives; `decode` must give the boxes back.
 
