@@ -184,7 +184,6 @@ class ChannelMlp(nn.Module):
     def __init__(self, channels, hidden=64):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
-
     def forward(self, x):
         x = F.relu(F.conv2d(x, self.fc1.weight[:, :, None, None], self.fc1.bias))
         return F.conv2d(x, self.fc2.weight[:, :, None, None], self.fc2.bias)
@@ -200,7 +199,6 @@ class DynamicExchange(nn.Module):
         super().__init__()
         self.channels, self.moved = channels, int(channels * check_p(p))
         if self.moved: self.mlp, self.attention_mask = ChannelMlp(self.moved), ChannelAttention(channels)
-
     @torch.no_grad()
     def choose(self, x):
         """Channel numbers (n, k), rising, of the k largest attention values of x (n, channels, h, w)."""
