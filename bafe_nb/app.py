@@ -99,27 +99,38 @@ def train(args):
     if args.ledger: ledger.append(args.ledger, row)
     print(f"{row['preset']}: {row['seconds']:.0f} s, weights in {Path(args.out) / 'weights.safetensors'}")
 
-# %% ../nbs/25_running.ipynb #014
+# %% ../nbs/25_running.ipynb #015
+def _found(args, data):
+    """(row, detections) of a classical method, a run folder or a weights file on a dataset."""
+    from tqdm import tqdm
+    from bafe_nb import classical, evaluation, scores
+    if args.model in classical.METHODS:
+        bar = tqdm(range(len(data)), desc=args.model, unit="image", leave=False)
+        found = {data.names[i]: classical.detect(data[i].image, args.model) for i in bar}
+        return dict(preset=args.model) | scores.evaluate(found, data, args.protocol, args.threshold), found
+    row, found = evaluation.evaluate(args.model, data, args.protocol, args.threshold)
+    return row | dict(seed=evaluation.seed_of(args.model) if args.seed is None else args.seed), found
+
+
 def evaluate(args):
-    """bafe evaluate RUN|WEIGHTS: detections and scores on a split, one ledger row."""
-    from bafe_nb import evaluation, ledger, scores
-    model, found = evaluation.read_model(args.model)
+    """bafe evaluate RUN|WEIGHTS|METHOD: detections and scores on a split, one ledger row."""
+    from bafe_nb import classical, evaluation, ledger, scores
+    if args.model not in classical.METHODS: evaluation.read_model(args.model)
     data = dataset(args.data, args.split)
-    seed = evaluation.seed_of(args.model) if args.seed is None else args.seed
-    row, detections = evaluation.evaluate(args.model, data, args.protocol, args.threshold)
-    row = dict(kind="evaluate", method=model.preset.name, seed=seed, data=data_name(args.data, data), split=args.split) | row | ledger.stamp(args.command)
-    if args.detections: scores.write_detections(args.detections, detections)
+    row, found = _found(args, data)
+    row = dict(kind="evaluate", method=row["preset"], data=data_name(args.data, data), split=args.split) | row | ledger.stamp(args.command)
+    if args.detections: scores.write_detections(args.detections, found)
     if args.ledger: ledger.append(args.ledger, row)
     _say(row, args.json)
 
-
+# %% ../nbs/25_running.ipynb #016
 def score(args):
     """bafe score DETECTIONS.json: the scores of detections that anybody made, under a protocol."""
     from bafe_nb import scores
     data = dataset(args.data, args.split)
     _say(scores.evaluate(scores.read_detections(args.file, data.names), data, args.protocol, args.threshold), args.json)
 
-# %% ../nbs/25_running.ipynb #016
+# %% ../nbs/25_running.ipynb #018
 def annotated(image, detections, threshold, shorter=900):
     """uint8 (H, W, 3) BGR: the grey image (h, w) enlarged by a whole factor to a shorter side of about `shorter` pixels, with the detections (n, 5)
     over `threshold` outlined on pixel edges."""
@@ -130,7 +141,7 @@ def annotated(image, detections, threshold, shorter=900):
         cv2.rectangle(big, (corners[0] - 2, corners[1] - 2), (corners[2] + 1, corners[3] + 1), (115, 158, 0), max(1, factor // 2))
     return big
 
-# %% ../nbs/25_running.ipynb #018
+# %% ../nbs/25_running.ipynb #020
 def _stems(paths):
     """Path -> name of an image without folder and ending; InputError when two are alike."""
     stems = {}
@@ -155,7 +166,7 @@ def detect(args):
     scores.write_detections(out / "detections.json", found)
     print(f"{sum((d[:, 4] > args.threshold).sum() for d in found.values())} detections over {args.threshold} on {len(images)} images, in {out}")
 
-# %% ../nbs/25_running.ipynb #020
+# %% ../nbs/25_running.ipynb #022
 def import_official(args):
     """bafe import-official CHECKPOINT OUT: weights of the authors as safetensors; says what is left out."""
     from bafe_nb import bafenet
@@ -172,7 +183,7 @@ def presets(args):
         rows.append(dict(name=name, parameters=int(parameters), multiply_adds=int(operations)))
     _say(rows, args.json)
 
-# %% ../nbs/25_running.ipynb #021
+# %% ../nbs/25_running.ipynb #023
 def reproduce(args):
     """bafe reproduce: the main job (notebook 24)."""
     from bafe_nb import reproduce as main_job
@@ -193,7 +204,7 @@ def bench(args):
     if args.ledger:
         for row in rows: ledger.append(args.ledger, dict(kind="bench", **row, **ledger.stamp(args.command)))
 
-# %% ../nbs/25_running.ipynb #022
+# %% ../nbs/25_running.ipynb #024
 def write_tables(args):
     """bafe tables: every table from the ledger, as CSV, Markdown and LaTeX."""
     from bafe_nb import bafenet, ledger, tables
@@ -208,7 +219,7 @@ def write_figures(args):
     pictures.style()
     for path in figures.build(args.results, args.out, args.data or densesirst.find_root()): print(path)
 
-# %% ../nbs/25_running.ipynb #024
+# %% ../nbs/25_running.ipynb #026
 DATA = ("--data", dict(metavar="DIR", help="SIRSTdevkit folder, or the word scenes; default: BAFE_DATA"))
 SPLIT = ("--split", dict(default="test_v2", help="test_v2, val_v2, train_v2 or trainval_v2"))
 PROTOCOL = ("--protocol", dict(default="corrected", help="paper or corrected"))
@@ -217,12 +228,12 @@ JSON = ("--json", dict(metavar="FILE", help="write the result here instead of pr
 LEDGER = ("--ledger", dict(metavar="FILE", help="append a row to this CSV"))
 SEED = ("--seed", dict(type=int, default=0))
 
-# %% ../nbs/25_running.ipynb #025
+# %% ../nbs/25_running.ipynb #027
 VERBS = {
     "train": (train, [("preset", {}), DATA, ("--out", dict(required=True, metavar="RUN")), ("--resume", dict(action="store_true")), SEED, ("--split", dict(default="trainval_v2")),
                       ("--schedule", dict(help="name in training.SCHEDULES; default: the preset's own")), ("--epochs", dict(type=int)), ("--repeats", dict(type=int)), ("--batch", dict(type=int)),
                       ("--imagenet", dict(metavar="FILE", help="torchvision weights of the ResNet")), ("--device", dict(default="auto")), LEDGER]),
-    "evaluate": (evaluate, [("model", dict(metavar="RUN|WEIGHTS")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON, ("--detections", dict(metavar="FILE")), ("--seed", dict(type=int)), LEDGER]),
+    "evaluate": (evaluate, [("model", dict(metavar="RUN|WEIGHTS|METHOD", help="run folder, weights file, or top_hat, laplacian_of_gaussian, patch_contrast")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON, ("--detections", dict(metavar="FILE")), ("--seed", dict(type=int)), LEDGER]),
     "score": (score, [("file", dict(metavar="DETECTIONS.json")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON]),
     "detect": (detect, [("weights", {}), ("images", dict(nargs="+", metavar="IMAGE")), ("--out", dict(required=True, metavar="DIR")),
                         ("--threshold", dict(type=float, default=0.3)), ("--tile", dict(type=int, help="side of tiles in pixels, for large images"))]),
@@ -237,7 +248,7 @@ DATA_VERBS = {
     "verify": (verify, [("dir", {})]),
     "stats": (stats, [("dir", {}), JSON, LEDGER])}
 
-# %% ../nbs/25_running.ipynb #026
+# %% ../nbs/25_running.ipynb #028
 def _add(parsers, verbs):
     """Fill sub-parsers from a table of verbs."""
     for name, (function, words) in verbs.items():
@@ -256,7 +267,7 @@ def parser():
     _add(data.add_subparsers(metavar="verb", required=True, parser_class=Parser), DATA_VERBS)
     return main
 
-# %% ../nbs/25_running.ipynb #027
+# %% ../nbs/25_running.ipynb #029
 def main(words=None):
     """Run `bafe` with a list of words (default: the command line); returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     words = sys.argv[1:] if words is None else list(words)
