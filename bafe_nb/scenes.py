@@ -26,7 +26,7 @@ class SceneConfig:
     clusters: tuple = (1, 3); cluster_size: tuple = (3, 9)    # else: how many clusters, and targets in each
     most: int = 20                                            # targets in one scene
     pitch: float = 5.7; jitter: float = 1.2                   # distance of neighbours in a cluster, and how far each is moved
-    contrast: float = 80.0; contrast_shape: float = 4.0       # peak of a target over its background: mean and shape of a gamma law
+    contrast: float = 77.0; contrast_shape: float = 3.0       # peak of a target over its background: mean and shape of a gamma law
     sigma: tuple = (0.8, 1.25); elongation: tuple = (0.65, 1.0)   # standard deviation along the long axis; short over long
     core: tuple = (0.03, 0.2)                                 # smallest share of the peak that a pixel of the target's mask has
     uneven: float = 0.4                                       # spread of a random factor on each pixel of a target
@@ -34,7 +34,7 @@ class SceneConfig:
     ground: float = 0.62; only_ground: float = 0.02           # probability of ground at all, and of no sky
     lamps: float = 9.0; lamp_contrast: tuple = (20.0, 130.0)  # mean number on 100 x 100 pixels of ground, and their peaks
     noise: float = 1.0; noise_spread: float = 2.2             # sensor noise: median standard deviation, and its spread as a factor
-    stripes: float = 0.15; hot_pixels: float = 3.0            # probability of column stripes; mean number of defective pixels
+    stripes: float = 0.15; hot_pixels: float = 6.0            # probability of column stripes; mean number of defective pixels
 
 # %% ../nbs/03_scenes.ipynb #008
 def draw(rng, shape, amplitude):

@@ -148,4 +148,4 @@ def test_replace_makes_presets():
     assert replace(SceneConfig(), noise=0.0) == SceneConfig(noise=0.0)
 
 
-RECORDED = "59a1c2904dfa04ec"
+RECORDED = "de263adb5a717e5d"
