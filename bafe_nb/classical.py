@@ -114,10 +114,10 @@ class Method:
     hole: int = 31
     floor: float = 0.2
     threshold: float = 0.5
-    share: float = 0.1
+    share: float = 0.12
     most: int = 400
 
-METHODS = dict(top_hat=Method(top_hat), laplacian_of_gaussian=Method(laplacian_of_gaussian), patch_contrast=Method(patch_contrast, floor=0.5))
+METHODS = dict(top_hat=Method(top_hat), laplacian_of_gaussian=Method(laplacian_of_gaussian, floor=0.1), patch_contrast=Method(patch_contrast, floor=0.5))
 
 # %% ../nbs/13_classical.ipynb #040
 def detect(image, method="top_hat", sky=None, **changes):
