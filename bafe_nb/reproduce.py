@@ -132,26 +132,34 @@ def reproduce(data=None, out="reproduction", plan=Plan(), progress=True, command
     data: None for scenes, or a SIRSTdevkit folder (trains on trainval_v2, scores test_v2 once, last epoch). Writes ledger.csv, tables/scores.{csv,md,tex},
     figures/*.png, detections/*.json and run/ (weights, losses, checkpoints). Raises InputError for bad data or a folder that holds something else.
     """
-    started = time.perf_counter(); out = Path(out)
+    started, out, threads = time.perf_counter(), Path(out), torch.get_num_threads()
     pictures.style()
     train, test, name, split = sources(data, plan)
     _begin(out, plan, data)
-    common = dict(seed=plan.seed, data=name, split=split, **ledger.stamp(command))
-    top_hat, threshold = filtered(test, progress), best_threshold(filtered(seen := Kept(train, plan.threshold_images), False), seen)
-    fresh = untrained(plan, test, progress)
-    trained_row, found, cut = network(plan, train, test, out, progress)
-    methods = {"untrained": _detections(fresh), "top-hat": top_hat, plan.preset: _detections(found)}
-    thresholds = {"untrained": cut, "top-hat": threshold, plan.preset: cut}
-    rows = [dict(kind="train", **{**common, **trained_row})]
-    for method, detections in methods.items():
-        skies = {n: p.sky for n, p in found.items()} if method == plan.preset else None
-        rows += rows_of(method, detections, test, thresholds[method], dict(common, preset=method), skies)
-    _keep(out, plan, test, rows, methods, thresholds)
+    torch.set_num_threads(1)
+    try: rows = _detectors(plan, train, test, out, dict(seed=plan.seed, data=name, split=split, **ledger.stamp(command)), progress)
+    finally: torch.set_num_threads(threads)
     rows[0]["seconds_total"] = time.perf_counter() - started
     ledger.write(out / "ledger.csv", rows)
     return rows
 
-# %% ../nbs/24_main_job.ipynb #025
+# %% ../nbs/24_main_job.ipynb #026
+def _detectors(plan, train, test, out, common, progress):
+    """Untrained network, top-hat and trained network on the test set: ledger rows; detections, table and figures are written."""
+    seen = Kept(train, plan.threshold_images)
+    top_hat, threshold = filtered(test, progress), best_threshold(filtered(seen, False), seen)
+    fresh = untrained(plan, test, progress)
+    trained_row, found, cut = network(plan, train, test, out, progress)
+    methods = {"untrained": _detections(fresh), "top-hat": top_hat, plan.preset: _detections(found)}
+    thresholds = {"untrained": cut, "top-hat": threshold, plan.preset: cut}
+    rows = [dict(kind="train") | common | trained_row]
+    for method, detections in methods.items():
+        skies = {n: p.sky for n, p in found.items()} if method == plan.preset else None
+        rows += rows_of(method, detections, test, thresholds[method], dict(common, preset=method), skies)
+    _keep(out, plan, test, rows, methods, thresholds)
+    return rows
+
+# %% ../nbs/24_main_job.ipynb #027
 def _keep(out, plan, test, rows, methods, thresholds):
     """Write detections, table and figures of a run."""
     (out / "detections").mkdir(exist_ok=True)

@@ -1,6 +1,5 @@
 """The command line: every kind of bad input is one line that names the culprit, exit status 2, nothing half-written; every verb does its job."""
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +9,6 @@ import numpy as np
 import pytest
 
 from bafe_nb import app, bafenet, densesirst, scenes, scores
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture()
@@ -163,8 +160,8 @@ def test_train_evaluate_and_resume_from_the_command_line(bafe, tmp_path):
     scores.read_detections(tmp_path / "found.json")
 
 
-def test_the_installed_command_exits_with_2_and_one_line():
-    done = subprocess.run([sys.executable, "-m", "bafe_nb.app", "detect", "x.safetensors", "y.png", "--out", "z"], cwd=ROOT, capture_output=True, text=True)
+def test_the_installed_command_exits_with_2_and_one_line(tmp_path):
+    done = subprocess.run([str(Path(sys.executable).parent / "bafe"), "detect", "x.safetensors", "y.png", "--out", "z"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "x.safetensors" in done.stderr
 
 

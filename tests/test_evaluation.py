@@ -9,7 +9,9 @@ import torch
 from bafe_nb import bafenet, boxes, densesirst, evaluation, head, scenes, scores, training
 from bafe_nb.boxes import InputError
 
-BASE = bafenet.PRESETS["bafe-hr-nano"]
+COARSE = bafenet.PRESETS["bafe-small"]                                      # one location every two pixels
+COARSE = dataclasses.replace(COARSE, head=dataclasses.replace(COARSE.head, target_mask=True))
+BASE = bafenet.PRESETS["bafe-hr-nano"]                                      # one location a pixel
 TINY = dataclasses.replace(BASE, name="tiny", widths=(8, 12), down=1, head=dataclasses.replace(BASE.head, in_channels=8, channels=8, exchange="static"))
 
 
@@ -45,7 +47,7 @@ class Rigged(torch.nn.Module):
         return head.Maps([logit], [wall], [torch.full_like(logit, 6.0)], [torch.cat([logit, logit], 1)])
 
 
-def preset(**changes): return dataclasses.replace(BASE, name="rigged", **changes)
+def preset(**changes): return dataclasses.replace(COARSE, name="rigged", **changes)
 
 
 def dots(height, width, places):

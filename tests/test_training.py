@@ -232,11 +232,11 @@ def test_paper_labels_on_scenes_and_on_files(data):
     assert np.allclose(scene.boxes, np.maximum(boxes.scale(boxes.paper(scenes.Scenes(2)[1].boxes), 2, 2), 0))
     real = densesirst.DenseSIRST(data, "test_v2")
     examples = training.Examples(real, s, 0)
-    assert examples.data.boxes == "paper" and np.array_equal(examples.labelled(0).boxes, boxes.paper(densesirst.load(data, real.names[0], "file").boxes))
-    assert np.array_equal(examples.target_source(0).boxes, densesirst.load(data, real.names[0], "file").boxes)
-    with pytest.raises(InputError, match="load it with boxes='corrected'"):
-        other = type("Other", (scenes.Scenes,), {"boxes": "paper"})(2)
-        training.Examples(other, SHORT, 0)
+    assert examples.data.boxes == "paper" and np.array_equal(training.labelled(examples.data, 0, 'paper').boxes, boxes.paper(densesirst.load(data, real.names[0], "file").boxes))
+    assert np.array_equal(training.target_source(examples.data, 0, s).boxes, densesirst.load(data, real.names[0], "file").boxes)
+    other = type("Other", (scenes.Scenes,), {"boxes": "paper"})(2)            # a dataset that says so has its minus-one boxes moved back
+    assert np.array_equal(training.labelled(other, 1, "corrected").boxes, scenes.Scenes(2)[1].boxes + 1)
+    assert np.array_equal(training.labelled(other, 1, "paper").boxes, scenes.Scenes(2)[1].boxes)
 
 
 # the loop ------------------------------------------------------------------------------------------------------------------------------
@@ -377,6 +377,20 @@ class Dying(Stopping):
 def test_a_dead_loader_process_is_named(tmp_path):
     c = config(schedule=dataclasses.replace(SHORT, paste="none"), workers=1)
     with pytest.raises(InputError, match=r"a loader process died at step \d.*resume the run"): training.train(c, Dying(8, 0), tmp_path / "run", progress=False)
+
+
+class Broken(Stopping):
+    """Scenes with one damaged file."""
+    def __getitem__(self, i):
+        if i == 3: raise InputError("scene 3 is cut off: fetch it again")
+        return self.scenes[i]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_input_is_one_line_from_a_loader_process_too(tmp_path, workers):
+    c = config(schedule=dataclasses.replace(SHORT, paste="none"), workers=workers)
+    with pytest.raises(InputError) as caught: training.train(c, Broken(8, 0), tmp_path / "run", progress=False)
+    assert str(caught.value) == "scene 3 is cut off: fetch it again"
 
 
 def test_no_gpu_is_said(tmp_path):
