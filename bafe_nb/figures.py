@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LINES', 'SHOWN', 'save', 'window', 'gallery', 'verdict', 'qualitative', 'precision_recall', 'read_losses', 'losses',
-           'bars', 'standings', 'build']
+           'standings', 'curves', 'build']
 
 # %% ../nbs/22_figures.ipynb #002
 import csv
@@ -117,20 +117,6 @@ def losses(columns, span=25):
     return fig
 
 # %% ../nbs/22_figures.ipynb #022
-def bars(rows, keys=("map07", "map12", "recall"), title=""):
-    """Grouped bars of the scores `keys` for ledger rows (labelled by `method`, else `preset`), with the spread where a row has it."""
-    fig, ax = plt.subplots(figsize=(3.5, 2.6))
-    width = 0.8 / len(rows)
-    for k, row in enumerate(rows):
-        place = np.arange(len(keys)) + (k - (len(rows) - 1) / 2) * width
-        heights = [row.get(key) or 0 for key in keys]; spread = [row.get(key + "_sd") or 0 for key in keys]
-        drawn = ax.bar(place, heights, width * 0.92, yerr=spread, label=row.get("method", row.get("preset")), hatch=("", "//", "..", "xx")[k % 4], edgecolor="white")
-        ax.bar_label(drawn, fmt="%.2f", fontsize=6, padding=1)
-    ax.set(xticks=range(len(keys)), xticklabels=[k.replace("map", "mAP") for k in keys], ylim=(0, 1.1), ylabel="score", title=title)
-    ax.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
-    return fig
-
-# %% ../nbs/22_figures.ipynb #025
 def standings(rows):
     """mAP07 on test_v2: published detectors (grey), classical filters and our networks from ledger `rows` (corrected protocol), sorted."""
     bars = [(r["map07"], f"{r['method']} {r['backbone']}", "0.7", "") for r in tables.published("detectors") if r["map07"] > 0.2]
@@ -140,13 +126,19 @@ def standings(rows):
         if r.get("map07_corrected") is not None:
             bars.append((r["map07_corrected"], r["method"].replace("_", " "), pictures.PASTED if r["method"] in filters else pictures.TARGET, "//" if r["method"] in filters else ".."))
     bars.sort(key=lambda bar: bar[0])
-    fig, ax = plt.subplots(figsize=(3.5, 0.14 * len(bars) + 0.6))
+    fig, ax = plt.subplots(figsize=(3.5, 0.17 * len(bars) + 0.6))
     drawn = ax.barh([b[1] for b in bars], [b[0] for b in bars], color=[b[2] for b in bars], hatch=[b[3] for b in bars], edgecolor="white")
-    ax.bar_label(drawn, fmt="%.3f", fontsize=5, padding=1)
-    ax.tick_params(axis="y", labelsize=5, length=0); ax.set(xlim=(0, 1.08), xlabel="mAP07 on test_v2 (grey: published, paper protocol)")
+    ax.bar_label(drawn, fmt="%.3f", fontsize=6, padding=1)
+    ax.tick_params(axis="y", labelsize=6, length=0); ax.set(xlim=(0, 1.08), xlabel="mAP07 on test_v2 (grey: published, paper protocol)")
     return fig
 
-# %% ../nbs/22_figures.ipynb #028
+# %% ../nbs/22_figures.ipynb #025
+def curves(methods, dataset):
+    """Name -> `scores.Curve` (corrected protocol) for methods: name -> image name -> detections (n, 5)."""
+    truth = [dataset[i].boxes for i in range(len(dataset))]
+    return {name: scores.voc_ap([found.get(n, []) for n in dataset.names], truth, legacy=False) for name, found in methods.items()}
+
+# %% ../nbs/22_figures.ipynb #026
 SHOWN = ("S4_43", "Misc_171", "S7_50")   # test images of the qualitative figure
 
 
@@ -163,10 +155,10 @@ def build(results, out, root=None):
         thresholds = {name: _threshold(rows, name) for name in methods}
         shown = [test[test.names.index(n)] for n in SHOWN if n in test.names]
         if methods and shown: drawn["found_missed_false"] = qualitative(shown, methods, thresholds)
-        if methods: drawn["precision_recall"] = precision_recall({name: scores.voc_ap([d.get(n, []) for n in test.names], [test[i].boxes for i in range(len(test))], legacy=False) for name, d in methods.items()}, f"test_v2, {len(test)} images")
+        if methods: drawn["precision_recall"] = precision_recall(curves(methods, test), f"test_v2, {len(test)} images")
     return [save(fig, out, name)[0] for name, fig in drawn.items()]
 
-
+# %% ../nbs/22_figures.ipynb #027
 def _threshold(rows, preset):
     """Score above which a method's detections are drawn: that of its last ledger row."""
     said = [row["threshold"] for row in rows if row.get("kind") == "evaluate" and row.get("preset") == preset and "threshold" in row]
