@@ -110,9 +110,8 @@ def draw(out, plan, test, methods, thresholds):
     folder = out / "figures"
     busy = sorted(range(len(test)), key=lambda i: -len(test[i].boxes))[:max(12, len(test) // 4)]
     shown = [test[i] for i in busy[::max(1, len(busy) // 3)][:3]]
-    curves = {name: scores.voc_ap([found[n] for n in test.names], [test[i].boxes for i in range(len(test))], legacy=False) for name, found in methods.items()}
     drawn = dict(gallery=figures.gallery(Kept(test, 4).samples), found_missed_false=figures.qualitative(shown, methods, thresholds),
-                 precision_recall=figures.precision_recall(curves, "corrected protocol"), losses=figures.losses(figures.read_losses(out / "run" / "losses.csv")))
+                 precision_recall=figures.precision_recall(figures.curves(methods, test), "corrected protocol"), losses=figures.losses(figures.read_losses(out / "run" / "losses.csv")))
     return [figures.save(fig, folder, name)[0] for name, fig in drawn.items()]
 
 # %% ../nbs/24_main_job.ipynb #023
