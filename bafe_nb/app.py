@@ -186,10 +186,12 @@ def presets(args):
 # %% ../nbs/25_running.ipynb #023
 def reproduce(args):
     """bafe reproduce: the main job (notebook 24)."""
-    from bafe_nb import reproduce as main_job
+    from bafe_nb import ledger, reproduce as main_job
     plan = main_job.Plan(preset=args.preset, seed=args.seed)
     data = None if args.data in (None, "scenes") else args.data
     rows = main_job.reproduce(data, args.out, plan, command=args.command)
+    if args.ledger:
+        for row in rows: ledger.append(args.ledger, row)
     out = Path(args.out)
     print("\n" + (out / "tables" / "scores.md").read_text())
     for place in ("ledger.csv", "tables", "figures", "detections", "run/weights.safetensors"): print(out / place)
@@ -239,7 +241,7 @@ VERBS = {
                         ("--threshold", dict(type=float, default=0.3)), ("--tile", dict(type=int, help="side of tiles in pixels, for large images"))]),
     "import-official": (import_official, [("checkpoint", {}), ("out", dict(metavar="OUT.safetensors"))]),
     "presets": (presets, [JSON]),
-    "reproduce": (reproduce, [DATA, ("--out", dict(default="reproduction", metavar="DIR")), ("--preset", dict(default="bafe-small")), SEED]),
+    "reproduce": (reproduce, [DATA, ("--out", dict(default="reproduction", metavar="DIR")), ("--preset", dict(default="bafe-small")), SEED, LEDGER]),
     "bench": (bench, [("what", dict(choices=("bagcp", "train"))), ("--runs", dict(type=int, default=5)), LEDGER]),
     "tables": (write_tables, [("--ledger", dict(default="results/ledger.csv")), ("--out", dict(default="figures"))]),
     "figures": (write_figures, [("--results", dict(default="results")), ("--out", dict(default="figures")), DATA])}

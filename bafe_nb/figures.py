@@ -82,6 +82,7 @@ def qualitative(samples, methods, threshold):
         for ax, (heading, found) in zip(row[1:], methods.items()):
             counts = _tally(ax, sample, found.get(sample.name, []), threshold[heading], zoom)
             ax.set_title(f"{heading}\n{counts[0]} found, {counts[1]} missed, {counts[2]} false")
+    fig.suptitle("counts: whole image; shown: its densest window, 96 px", fontsize=8)
     return fig
 
 # %% ../nbs/22_figures.ipynb #016
