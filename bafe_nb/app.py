@@ -105,7 +105,7 @@ def _found(args, data):
     from tqdm import tqdm
     from bafe_nb import classical, evaluation, scores
     if args.model in classical.METHODS:
-        bar = tqdm(range(len(data)), desc=args.model, unit="image", leave=False)
+        bar = tqdm(range(len(data)), desc=args.model, unit="image", leave=False, delay=1)
         found = {data.names[i]: classical.detect(data[i].image, args.model) for i in bar}
         return dict(preset=args.model) | scores.evaluate(found, data, args.protocol, args.threshold), found
     row, found = evaluation.evaluate(args.model, data, args.protocol, args.threshold)
@@ -158,7 +158,7 @@ def detect(args):
     model, _ = evaluation.read_model(args.weights)
     stems = _stems(args.images)
     images = {name: densesirst.read_image(path) for name, path in stems.items()}
-    found = {name: evaluation.predict(model, image, tile=args.tile).detections for name, image in tqdm(images.items(), unit="image", leave=False)}
+    found = {name: evaluation.predict(model, image, tile=args.tile).detections for name, image in tqdm(images.items(), unit="image", leave=False, delay=1)}
     out = _new_folder(args.out)
     for name, image in images.items():
         if not cv2.imwrite(str(out / f"{name}.png"), annotated(image, found[name], args.threshold)):

@@ -361,7 +361,7 @@ def measure(sample):
 def measure_all(dataset, progress=True):
     """`measure` over a dataset, concatenated, plus `image` (index of the sample) and, one a sample, `sky_fraction`."""
     rows, sky = [], []
-    for i, sample in enumerate(tqdm(map(dataset.__getitem__, range(len(dataset))), "measuring", len(dataset), disable=not progress, leave=False)):
+    for i, sample in enumerate(tqdm(map(dataset.__getitem__, range(len(dataset))), "measuring", len(dataset), disable=not progress, leave=False, delay=1)):
         rows.append(measure(sample) | {"image": np.full(len(sample.boxes), float(i))}); sky.append(sample.sky.mean())
     if not rows: raise InputError("the dataset is empty: give at least one sample")
     return {key: np.concatenate([r[key] for r in rows]) for key in rows[0]} | {"sky_fraction": np.array(sky)}
@@ -425,7 +425,7 @@ def _right(data, size, sha256): return len(data) == size and hashlib.sha256(data
 def compare(root, wanted=None, progress=True):
     """Set a folder against a manifest (default: the packaged one): dict of lists of relative paths, `present`, `missing`, `wrong`."""
     wanted, result = manifest() if wanted is None else wanted, dict(present=[], missing=[], wrong=[])
-    for name, (size, sha256) in tqdm(wanted.items(), "comparing", disable=not progress, leave=False):
+    for name, (size, sha256) in tqdm(wanted.items(), "comparing", disable=not progress, leave=False, delay=1):
         path = Path(root) / name
         if not path.is_file(): result["missing"].append(name)
         elif path.stat().st_size == size and _right(_bytes(path), size, sha256): result["present"].append(name)
@@ -521,7 +521,7 @@ def verify(root, progress=True):
     findings["extra"] += sorted({p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()} - set(manifest()))
     _split_findings(root, counts, findings)
     stems = sorted(p.stem for p in (root / "PNGImages").glob("*.png"))
-    for name in tqdm(stems, "verifying", disable=not progress, leave=False):
+    for name in tqdm(stems, "verifying", disable=not progress, leave=False, delay=1):
         try:
             sample = load(root, name, "file")
             for kind in (*_image_findings(root, sample), *_box_findings(root, sample)): findings[kind].append(name)
@@ -599,7 +599,7 @@ def _ask(address, start=0):
 def _copy(answer, out, address, start, limit, progress):
     """Write an answer's body to the open file `out`; InputError when it stops early or grows beyond `limit` bytes."""
     length = answer.headers.get("Content-Length")
-    with tqdm(desc="downloading", initial=start, total=start + int(length) if length else None, unit="B", unit_scale=True, disable=not progress, leave=False) as bar:
+    with tqdm(desc="downloading", initial=start, total=start + int(length) if length else None, unit="B", unit_scale=True, disable=not progress, leave=False, delay=1) as bar:
         try:
             while chunk := answer.read(1 << 16):
                 out.write(chunk); bar.update(len(chunk))
@@ -683,7 +683,7 @@ def fetch(dest, source=None, progress=True, wanted=None):
     wrong = []
     with ExitStack() as stack:
         read = _reader(source, need, dest, stack, progress)
-        for name, (size, sha256) in tqdm(need.items(), "fetching", disable=not progress, leave=False):
+        for name, (size, sha256) in tqdm(need.items(), "fetching", disable=not progress, leave=False, delay=1):
             data = read(name, size)
             if data is not None and _right(data, size, sha256): _write(dest / name, data)
             else: wrong.append(name)

@@ -73,7 +73,7 @@ def best_threshold(detections, samples):
 # %% ../nbs/24_main_job.ipynb #015
 def filtered(dataset, progress=True):
     """Image name -> detections (n, 5) of the top-hat filter."""
-    bar = tqdm(range(len(dataset)), desc="top-hat", unit="image", disable=not progress, leave=False)
+    bar = tqdm(range(len(dataset)), desc="top-hat", unit="image", disable=not progress, leave=False, delay=1)
     return {dataset.names[i]: classical.detect(dataset[i].image, "top_hat") for i in bar}
 
 # %% ../nbs/24_main_job.ipynb #017
@@ -132,7 +132,7 @@ def reproduce(data=None, out="reproduction", plan=Plan(), progress=True, command
     figures/*.png, detections/*.json and run/ (weights, losses, checkpoints). Raises InputError for bad data or a folder that holds something else.
     """
     started, out, threads = time.perf_counter(), Path(out), torch.get_num_threads()
-    pictures.style()
+    pictures.style(); bafenet.find_preset(plan.preset)
     train, test, name, split = sources(data, plan)
     _begin(out, plan, data)
     torch.set_num_threads(1)

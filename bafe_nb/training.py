@@ -599,7 +599,7 @@ def train(config, data, out, resume=False, progress=True, each_epoch=None):
     Raises InputError for a loss that is not finite, a full disk, another configuration, too little memory: the checkpoints stay good.
     """
     out, run = Path(out), begin(config, data, out, resume)
-    bar = tqdm(total=run.total, initial=run.step, desc=f"train {config.preset.name}", unit="step", disable=not progress, leave=False)
+    bar = tqdm(total=run.total, initial=run.step, desc=f"train {config.preset.name}", unit="step", disable=not progress, leave=False, delay=1)
     with bar, _accidents(run): _loop(run, out, bar, each_epoch)
     bafenet.save_weights(run.final, out / "weights.safetensors")
     row = _row(run)
