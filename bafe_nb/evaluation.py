@@ -156,7 +156,7 @@ def seed_of(source):
 def predict_all(model, dataset, progress=True, **options):
     """Image name -> Prediction for all samples; options go to `predict`. Returns the dictionary and the mean milliseconds an image, without reading it."""
     model, found, spent = bafenet.fold(model), {}, 0.0
-    for i in tqdm(range(len(dataset)), desc="predict", unit="image", disable=not progress, leave=False):
+    for i in tqdm(range(len(dataset)), desc="predict", unit="image", disable=not progress, leave=False, delay=1):
         sample = dataset[i]
         start = time.perf_counter()
         found[sample.name] = predict(model, sample, **options)
