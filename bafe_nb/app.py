@@ -95,7 +95,7 @@ def train(args):
     data = dataset(args.data, args.split)
     row = training.train(config, data, args.out, resume=args.resume)
     stamp = ledger.stamp(args.command)
-    row = {**stamp, "kind": "train", "data": data_name(args.data, data), "split": args.split, **row}
+    row = dict(kind="train", data=data_name(args.data, data), split=args.split) | row | stamp
     if args.ledger: ledger.append(args.ledger, row)
     print(f"{row['preset']}: {row['seconds']:.0f} s, weights in {Path(args.out) / 'weights.safetensors'}")
 

@@ -140,7 +140,7 @@ def curves(methods, dataset):
     return {name: scores.voc_ap([found.get(n, []) for n in dataset.names], truth, legacy=False) for name, found in methods.items()}
 
 # %% ../nbs/22_figures.ipynb #026
-SHOWN = ("S4_43", "Misc_171", "S7_50")   # test images of the qualitative figure
+SHOWN = ("S4_1", "S7_57", "Misc_20")   # test images of the qualitative figure
 
 
 def build(results, out, root=None):

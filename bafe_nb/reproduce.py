@@ -151,7 +151,7 @@ def _detectors(plan, train, test, out, common, progress):
     trained_row, found, cut = network(plan, train, test, out, progress)
     methods = {"untrained": _detections(fresh), "top-hat": top_hat, plan.preset: _detections(found)}
     thresholds = {"untrained": cut, "top-hat": threshold, plan.preset: cut}
-    rows = [dict(kind="train") | common | trained_row]
+    rows = [dict(kind="train") | trained_row | common]
     for method, detections in methods.items():
         skies = {n: p.sky for n, p in found.items()} if method == plan.preset else None
         rows += rows_of(method, detections, test, thresholds[method], dict(common, preset=method), skies)

@@ -131,3 +131,8 @@ def test_readme_reads_true():
     assert badges and all(b[0] == repository and b[1] == settings["DEFAULT"]["branch"] for b in badges)
     assert {b[2] for b in badges} == {f"nbs/{p.name}" for p in NOTEBOOKS}
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", text): assert (ROOT / link).exists(), link
+
+
+def test_readme_table_comes_from_the_ledger():
+    from bafe_nb import ledger, tables
+    assert tables.markdown(tables.front(ledger.read(ROOT / "results" / "ledger.csv"))) in (ROOT / "README.md").read_text(encoding="utf-8")
