@@ -161,7 +161,7 @@ def build(results, out, root=None):
 
 # %% ../nbs/22_figures.ipynb #027
 def _threshold(rows, preset):
-    """Score above which a method's detections are drawn: that of its last ledger row."""
-    said = [row["threshold"] for row in rows if row.get("kind") == "evaluate" and row.get("preset") == preset and "threshold" in row]
+    """Score above which a method's detections are drawn: where its precision over the split is 0.9 (last corrected row of the ledger)."""
+    said = [row["score_at_precision_90"] for row in rows if row.get("preset") == preset and row.get("protocol") == "corrected" and "score_at_precision_90" in row]
     if not said: raise InputError(f"{preset}: detections without a ledger row; run bafe evaluate {preset} --ledger first")
     return said[-1]
