@@ -171,7 +171,7 @@ FRONT = (Column("method", "Method"), Column("images", "Images"), Column("seeds",
 
 def front(rows):
     """The table of the README: the best published detectors, then every preset of the ledger `rows` on DenseSIRST test_v2 and on scenes."""
-    best = [dict(method=f"{r['method']}, {r['backbone']}", images="DenseSIRST", map07=r.get("map07", r.get("map50")), command=r["source"])
+    best = [dict(method=f"{r['method'].replace(' (Ours)', '')}, {r['backbone']}", images="DenseSIRST", map07=r.get("map07", r.get("map50")), command=r["source"])
             for r in published("detectors") + published("adascope") if "Ours" in r["method"]]
     mine = []
     for data, split in (("DenseSIRST", "test_v2"), ("scenes", "test")):
