@@ -204,7 +204,7 @@ def bench(args):
     rows = timing.BENCHES[args.what](runs=args.runs)
     print(timing.text(rows))
     if args.ledger:
-        for row in rows: ledger.append(args.ledger, dict(kind="bench", **row, **ledger.stamp(args.command)))
+        for row in rows: ledger.append(args.ledger, dict(kind="bench") | ledger.stamp(args.command) | row)
 
 # %% ../nbs/25_running.ipynb #024
 def write_tables(args):

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from bafe_nb import app, bafenet, densesirst, scenes, scores
+from bafe_nb import app, bafenet, densesirst, ledger, scenes, scores
 
 
 @pytest.fixture()
@@ -169,3 +169,10 @@ def test_verify_tells_a_subset_from_the_whole(bafe, data):
     status, out, err = bafe("data", "verify", data)
     assert "images" in out and status in (0, 1)
     assert (status == 0) == (len(densesirst.names(data, "trainval_v2")) == 768)
+
+
+def test_bench_prints_and_keeps_its_rows(bafe, tmp_path):
+    status, out, err = bafe("bench", "bagcp", "--runs", 1, "--ledger", tmp_path / "l.csv")
+    assert status == 0, err
+    rows = ledger.read(tmp_path / "l.csv")
+    assert len(rows) == 5 and all(r["kind"] == "bench" and r["threads"] == 1 and f"{r['milliseconds']:.3f} ms" in out for r in rows)
