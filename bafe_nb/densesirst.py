@@ -40,11 +40,8 @@ class Sample:
     targets: np.ndarray
     real: np.ndarray
 
-    @property
-    def height(self): return self.image.shape[0]
-
-    @property
-    def width(self): return self.image.shape[1]
+    height = property(lambda self: self.image.shape[0], doc="Rows.")
+    width = property(lambda self: self.image.shape[1], doc="Columns.")
 
     @property
     def size(self):

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+# %% ../nbs/11_training.ipynb #002b
 import cv2
 import numpy as np
 import torch
