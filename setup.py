@@ -29,6 +29,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=words("requirements"),
     extras_require={"lab": words("lab_requirements"),
-                    "dev": words("lab_requirements") + words("dev_requirements")},
+                    "docs": words("docs_requirements"),
+                    "dev": words("lab_requirements") + words("docs_requirements") + words("dev_requirements")},
     entry_points={"console_scripts": words("console_scripts")},
 )
