@@ -214,24 +214,25 @@ def padded(x, multiple):
 
 # %% ../nbs/06_backbone.ipynb #063
 class UNet(nn.Module):
-    """Down and up again: float (n, in_channels, h, w) of any size -> [(n, widths[0], ceil(h/stride), ceil(w/stride))].
+    """Down and up again: float (n, in_channels, h, w) of any size -> [(n, widths[level], ceil(h/s), ceil(w/s))], s = stride * 2**level.
 
-    widths: channels per level, each level half the size of the one before. stride: of the finest level (pixel-unshuffle).
+    widths: channels per level, each level half the size of the one before. stride: of level 0 (pixel-unshuffle). level: where the way up ends.
     down, up: residual blocks on the way down and up, one number or one a level (up has a level less).
     """
-    def __init__(self, widths=(24, 32, 48, 64), in_channels=1, stride=2, down=2, up=1):
+    def __init__(self, widths=(24, 32, 48, 64), in_channels=1, stride=2, down=2, up=1, level=0):
         super().__init__()
         steps = list(zip(widths, widths[1:]))
-        self.stride, self.multiple, self.channels = stride, stride << len(steps), (widths[0],)
+        if not 0 <= level <= len(steps): raise InputError(f"UNet: level {level} of {len(widths)} widths; give 0 to {len(steps)}")
+        self.unshuffle, self.stride, self.multiple, self.channels = stride, stride << level, stride << len(steps), (widths[level],)
         self.stem = _step(in_channels * stride ** 2, widths[0])
         self.shrink = nn.ModuleList(_step(a, b, 2) for a, b in steps)
-        self.down, self.up = _blocks(widths, down), _blocks(widths[:-1], up)
-        self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in steps)
+        self.down, self.up = _blocks(widths, down), _blocks(widths[:-1], up)[level:]
+        self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in steps[level:])
         he_normal(self)
 
     def forward(self, x):
         h, w = (-(-side // self.stride) for side in x.shape[-2:])
-        fine = [self.down[0](self.stem(F.pixel_unshuffle(padded(x, self.multiple), self.stride)))]
+        fine = [self.down[0](self.stem(F.pixel_unshuffle(padded(x, self.multiple), self.unshuffle)))]
         for shrink, blocks in zip(self.shrink, self.down[1:]): fine.append(blocks(shrink(fine[-1])))
         x = fine.pop()
         for narrow, blocks in zip(self.narrow[::-1], self.up[::-1]): x = blocks(fine.pop() + F.interpolate(narrow(x), scale_factor=2.0))

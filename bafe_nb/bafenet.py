@@ -87,7 +87,8 @@ def find_preset(preset):
 def _features(preset):
     """Backbone and neck of a preset; a UNet needs no neck."""
     if preset.backbone == "unet":
-        return UNet(preset.widths, preset.in_channels, preset.head.strides[0] * preset.head.finer, preset.down, preset.up), nn.Identity()
+        level = (preset.head.strides[0] * preset.head.finer // 2).bit_length() - 1
+        return UNet(preset.widths, preset.in_channels, 2, preset.down, preset.up, level), nn.Identity()
     if preset.backbone not in ("resnet18", "resnet50"):
         raise InputError(f"preset {preset.name}: backbone {preset.backbone!r} is unknown: use resnet18, resnet50 or unet")
     backbone = ResNet(int(preset.backbone[6:]), norm=preset.norm)

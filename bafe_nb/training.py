@@ -5,9 +5,9 @@ read and by how many processes: none of this changes one bit of the weights (on 
 
 # %% auto #0
 __all__ = ['CHOICES', 'SCHEDULES', 'Steps', 'Schedule', 'schedule_of', 'steps_an_epoch', 'learning_rate', 'groups', 'optimiser',
-           'flip', 'squeeze', 'pad', 'crop', 'window', 'arrange', 'as_read', 'labelled', 'target_source', 'Examples',
-           'Batch', 'batch', 'Keys', 'loader', 'TrainConfig', 'description', 'device_of', 'write_whole', 'Average',
-           'Run', 'save', 'restore', 'loss_of', 'advance', 'collect', 'begin', 'train']
+           'flip', 'squeeze', 'pad', 'crop', 'window', 'arrange', 'brighten', 'as_read', 'labelled', 'target_source',
+           'Examples', 'Batch', 'batch', 'Keys', 'loader', 'TrainConfig', 'description', 'device_of', 'write_whole',
+           'Average', 'Run', 'save', 'restore', 'loss_of', 'advance', 'collect', 'begin', 'train']
 
 # %% ../nbs/11_training.ipynb #002
 import contextlib
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-# %% ../nbs/11_training.ipynb #002b
+# %% ../nbs/11_training.ipynb #003
 import cv2
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from . import boxes as box
 from .boxes import InputError
 from .densesirst import DenseSIRST
 
-# %% ../nbs/11_training.ipynb #008
+# %% ../nbs/11_training.ipynb #009
 @dataclass(frozen=True)
 class Steps:
     """How long and how fast. An epoch shows every image `repeats` times in batches of `batch`. Weight decay is decoupled and spares norms and biases.
@@ -62,14 +62,16 @@ class Steps:
     average: float | None = 0.998
     clip: float | None = 5.0
 
-# %% ../nbs/11_training.ipynb #009
+# %% ../nbs/11_training.ipynb #010
 @dataclass(frozen=True)
 class Schedule(Steps):
     """How a model is trained: `Steps`, and what it is shown.
 
     squeeze: side in pixels to which every image is stretched, or None. crop: side of a random window, or None; with probability `focus` it is put round a
     target. flips: 'none', 'horizontal' or 'dihedral'. paste: a name in bagcp.PASTES; our own law takes targets from at most `bank` images.
-    boxes: 'corrected' or 'paper' (minus one). InputError for a word or number that cannot be.
+    boxes: 'corrected' or 'paper' (minus one); consistent: minus-one boxes are mirrored as the half-open boxes they stand for. real: share of the target
+    windows put round a real target where the image has one. gain, offset: grey levels become g * level + o, g in 1 -+ gain, o in -+ offset. InputError for
+    a word or number that cannot be.
     """
     squeeze: int | None = None
     crop: int | None = 256
@@ -78,13 +80,17 @@ class Schedule(Steps):
     paste: str = "default"
     bank: int = 1024
     boxes: str = "corrected"
+    consistent: bool = False
+    real: float = 0.0
+    gain: float = 0.0
+    offset: float = 0.0
 
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(self.milestones))
         problem = _problem(self)
         if problem: raise InputError(f"schedule {self.name!r}: {problem}")
 
-# %% ../nbs/11_training.ipynb #011
+# %% ../nbs/11_training.ipynb #012
 CHOICES = dict(optimiser=("adamw", "dadapt-adam"), policy=("step", "cosine", "one-cycle"),
                flips=("none", "horizontal", "dihedral"), paste=tuple(bagcp.PASTES), boxes=("corrected", "paper"))
 
@@ -100,7 +106,7 @@ def _problem(s):
         return f"images of several sizes do not fit into a batch of {s.batch}: set crop or squeeze, or batch=1"
     return None
 
-# %% ../nbs/11_training.ipynb #014
+# %% ../nbs/11_training.ipynb #015
 SCHEDULES = {s.name: s for s in (
     Schedule("paper", epochs=20, repeats=3, batch=2, optimiser="dadapt-adam", lr=1.0, weight_decay=0.05, policy="step", milestones=(8, 16), factor=0.1,
              warm_up=500, warm_up_factor=1 / 3, squeeze=512, crop=None, flips="horizontal", paste="paper", boxes="paper", average=None, clip=None),
@@ -113,7 +119,7 @@ def schedule_of(preset):
     if preset.startswith(("paper-", "fcos-")): return SCHEDULES["paper"]
     return SCHEDULES["small" if preset == "bafe-small" else "hr"]
 
-# %% ../nbs/11_training.ipynb #017
+# %% ../nbs/11_training.ipynb #018
 def steps_an_epoch(schedule, images):
     """Optimiser steps of one epoch over `images` images; the last batch may be smaller."""
     return -(-images * schedule.repeats // schedule.batch)
@@ -134,7 +140,7 @@ def learning_rate(schedule, step, an_epoch):
     share = (step - rise) / max(total - 1 - rise, 1)
     return s.lr * (s.final + (1 - s.final) * (1 + math.cos(math.pi * min(share, 1))) / 2)
 
-# %% ../nbs/11_training.ipynb #021
+# %% ../nbs/11_training.ipynb #022
 def groups(model, weight_decay):
     """Parameter groups of `model`: matrices and filters with `weight_decay`, everything of one dimension (normalisations, biases, scales) with 0."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -151,7 +157,7 @@ def optimiser(model, schedule):
         raise InputError("schedule 'dadapt-adam' needs the library pytorch-optimizer: pip install pytorch-optimizer") from None
     return DAdaptAdam(parts, lr=schedule.lr, weight_decouple=True)
 
-# %% ../nbs/11_training.ipynb #026
+# %% ../nbs/11_training.ipynb #027
 def flip(sample, horizontal=False, vertical=False, transpose=False):
     """`sample` mirrored left-right, then upside down, then with x and y exchanged: image, both masks and boxes alike."""
     def turned(a):
@@ -162,7 +168,7 @@ def flip(sample, horizontal=False, vertical=False, transpose=False):
     if transpose: b = b[:, [1, 0, 3, 2]]
     return dataclasses.replace(sample, image=turned(sample.image), sky=turned(sample.sky), targets=turned(sample.targets), boxes=b)
 
-# %% ../nbs/11_training.ipynb #033
+# %% ../nbs/11_training.ipynb #034
 def squeeze(sample, side):
     """`sample` stretched to side x side pixels, as the authors do: image bilinear, masks nearest, boxes scaled and cut to the image."""
     def nearest(mask): return cv2.resize(mask.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST).astype(bool)
@@ -170,7 +176,7 @@ def squeeze(sample, side):
     b = box.clip(box.scale(sample.boxes, side / sample.width, side / sample.height), side, side)
     return dataclasses.replace(sample, image=image, sky=nearest(sample.sky), targets=nearest(sample.targets), boxes=b)
 
-# %% ../nbs/11_training.ipynb #034
+# %% ../nbs/11_training.ipynb #035
 def pad(sample, side):
     """`sample` made at least side x side by repeating the last row and column of image and sky; new pixels hold no target."""
     down, right = max(side - sample.height, 0), max(side - sample.width, 0)
@@ -189,29 +195,41 @@ def crop(sample, x, y, side):
     return dataclasses.replace(sample, image=sample.image[part], sky=sample.sky[part], targets=sample.targets[part],
                                boxes=inside[kept], real=sample.real[kept])
 
-# %% ../nbs/11_training.ipynb #037
-def window(sample, side, focus, rng):
-    """Left top corner (x, y) of a random window: with probability `focus` one that holds the centre of a target drawn at random, else anywhere."""
+# %% ../nbs/11_training.ipynb #038
+def window(sample, side, focus, rng, real=0.0):
+    """Left top corner (x, y) of a random window: with probability `focus` one that holds the centre of a target drawn at random, else anywhere.
+
+    real: probability that this target is drawn among the real ones only, if there are any.
+    """
     most = np.array([sample.width - side, sample.height - side])
     low, high = np.zeros(2, int), most
     if rng.random() < focus and len(sample.boxes):
-        b = sample.boxes[rng.integers(len(sample.boxes))]
+        among = sample.boxes[sample.real] if real and sample.real.any() and rng.random() < real else sample.boxes
+        b = among[rng.integers(len(among))]
         centre = ((b[:2] + b[2:]) / 2).astype(int)
         low, high = np.clip(centre - side + 1, 0, most), np.clip(centre, 0, most)
     return tuple(int(v) for v in rng.integers(low, high + 1))
 
-# %% ../nbs/11_training.ipynb #040
+# %% ../nbs/11_training.ipynb #041
 def arrange(sample, schedule, rng):
     """`sample` squeezed or cropped and flipped as `schedule` says, with draws from `rng`."""
     if schedule.squeeze: sample = squeeze(sample, schedule.squeeze)
     if schedule.crop:
         sample = pad(sample, schedule.crop)
-        sample = crop(sample, *window(sample, schedule.crop, schedule.focus, rng), schedule.crop)
+        sample = crop(sample, *window(sample, schedule.crop, schedule.focus, rng, schedule.real), schedule.crop)
     coins = rng.random(3) < 0.5
     if schedule.flips == "none": return sample
     return flip(sample, coins[0], *(coins[1:] if schedule.flips == "dihedral" else ()))
 
 # %% ../nbs/11_training.ipynb #042
+def brighten(sample, schedule, rng):
+    """`sample` with grey levels g * level + o, rounded and cut to 0-255; g and o drawn from `rng` within the schedule's `gain` and `offset`."""
+    if not (schedule.gain or schedule.offset): return sample
+    g, o = 1 + schedule.gain * rng.uniform(-1, 1), schedule.offset * rng.uniform(-1, 1)
+    table = np.clip(np.rint(g * np.arange(256) + o), 0, 255).astype(np.uint8)
+    return dataclasses.replace(sample, image=table[sample.image])
+
+# %% ../nbs/11_training.ipynb #044
 def as_read(data, schedule):
     """The dataset, a DenseSIRST opened again where its label files are to be read otherwise (17 images differ by more than a shift of all boxes)."""
     if not isinstance(data, DenseSIRST) or data.boxes == schedule.boxes: return data
@@ -231,7 +249,7 @@ def target_source(data, i, schedule):
     ours = bagcp.PASTES[schedule.paste].law == "profile"
     return squeeze(sample, schedule.squeeze) if schedule.squeeze and ours else sample
 
-# %% ../nbs/11_training.ipynb #043
+# %% ../nbs/11_training.ipynb #045
 class Examples:
     """Training examples of a dataset: `[(epoch, k)]` -> Sample, squeezed or cropped, flipped and with pasted targets.
 
@@ -250,13 +268,16 @@ class Examples:
         return np.random.default_rng((1, self.seed, epoch)).permutation(len(self))
 
     def __getitem__(self, key):
-        rng = np.random.default_rng((2, self.seed, *key))
-        sample = arrange(labelled(self.data, key[1] % len(self.data), self.schedule.boxes), self.schedule, rng)
-        if self.law.law == "none": return sample
-        source = self.bank or target_source(self.data, rng.integers(len(self.data)), self.schedule)
-        return bagcp.paste(sample, source, self.law, rng)[0]
+        rng, s = np.random.default_rng((2, self.seed, *key)), self.schedule
+        late = s.consistent and s.boxes == "paper"          # minus one after the flips instead of before
+        sample = arrange(labelled(self.data, key[1] % len(self.data), "corrected" if late else s.boxes), s, rng)
+        if self.law.law != "none":
+            source = self.bank or target_source(self.data, rng.integers(len(self.data)), s)
+            sample = bagcp.paste(sample, source, self.law, rng)[0]
+        if late: sample = dataclasses.replace(sample, boxes=box.shift(sample.boxes, -1, -1))
+        return brighten(sample, s, rng)
 
-# %% ../nbs/11_training.ipynb #051
+# %% ../nbs/11_training.ipynb #053
 class Batch(NamedTuple):
     """images uint8 (n, h, w); boxes: n float32 tensors (m, 4); sky, targets bool (n, h, w); names: n texts."""
     images: torch.Tensor
@@ -272,7 +293,7 @@ def batch(samples):
     return Batch(stacked("image"), [torch.from_numpy(np.ascontiguousarray(s.boxes, np.float32)) for s in samples],
                  stacked("sky"), stacked("targets"), [s.name for s in samples])
 
-# %% ../nbs/11_training.ipynb #052
+# %% ../nbs/11_training.ipynb #054
 class Keys:
     """All batches from optimiser step `start` to the end as lists of keys (epoch, k): what a DataLoader takes as its batch sampler."""
     def __init__(self, examples, start=0):
@@ -296,7 +317,7 @@ def loader(examples, start=0, workers=0):
     return DataLoader(examples, batch_sampler=Keys(examples, start), collate_fn=batch, num_workers=workers, generator=torch.Generator(),
                       worker_init_fn=_alone, pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None)
 
-# %% ../nbs/11_training.ipynb #055
+# %% ../nbs/11_training.ipynb #057
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run. preset: a name in bafenet.PRESETS or a Preset. schedule: a Schedule, a name in SCHEDULES, or None for the preset's own.
@@ -319,7 +340,7 @@ class TrainConfig:
     def __post_init__(self):
         for field, value in zip(("preset", "schedule"), _resolved(self)): object.__setattr__(self, field, value)
 
-# %% ../nbs/11_training.ipynb #056
+# %% ../nbs/11_training.ipynb #058
 def _resolved(config):
     """Preset and Schedule of a configuration, from names where it has names; a ResNet with random weights gets normalisation that is trained."""
     preset, schedule = bafenet.find_preset(config.preset), config.schedule
@@ -329,7 +350,7 @@ def _resolved(config):
     if schedule not in SCHEDULES: raise InputError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
     return preset, SCHEDULES[schedule]
 
-# %% ../nbs/11_training.ipynb #057
+# %% ../nbs/11_training.ipynb #059
 def description(config, data):
     """What decides the outcome of a run, as plain data for config.json: preset, schedule, seed, precision, start weights and the images."""
     names = "\n".join(map(str, getattr(data, "names", range(len(data)))))
@@ -347,7 +368,7 @@ def _difference(a, b, where=""):
         if found: return found
     return None
 
-# %% ../nbs/11_training.ipynb #058
+# %% ../nbs/11_training.ipynb #060
 def device_of(config):
     """The torch device of a configuration: 'auto' is a GPU where there is one."""
     if config.device == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -361,7 +382,7 @@ def _precision(config):
     if config.precision != "auto": return config.precision
     return "bf16" if device_of(config).type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
-# %% ../nbs/11_training.ipynb #061
+# %% ../nbs/11_training.ipynb #063
 def write_whole(path, data):
     """Write bytes to `path` so that a reader, or the next run after a kill or a full disk, sees the old file or the new one and never a part."""
     path = Path(path)
@@ -378,7 +399,7 @@ def write_whole(path, data):
         with contextlib.suppress(OSError): part.unlink()
         raise InputError(f"{path} cannot be written ({error.strerror}): free some space or choose another folder; what was there is intact") from None
 
-# %% ../nbs/11_training.ipynb #064
+# %% ../nbs/11_training.ipynb #066
 class Average:
     """Exponential moving average of a model's weights and running statistics: a = d * a + (1 - d) * w, with d rising to `decay` over the first steps."""
     def __init__(self, model, decay):
@@ -392,7 +413,7 @@ class Average:
             if mine.is_floating_point(): mine.lerp_(theirs, 1 - d)
             else: mine.copy_(theirs)
 
-# %% ../nbs/11_training.ipynb #067
+# %% ../nbs/11_training.ipynb #069
 class Run:
     """Everything that changes while a model is trained: weights, optimiser, averaged weights, position, losses, seconds."""
     def __init__(self, config, examples):
@@ -413,7 +434,7 @@ class Run:
         """The model that is handed over: the averaged one where the schedule averages."""
         return self.average.model if self.average else self.model
 
-# %% ../nbs/11_training.ipynb #068
+# %% ../nbs/11_training.ipynb #070
 def _state(run):
     """A run as plain tensors, numbers and dictionaries."""
     cuda = torch.cuda.get_rng_state_all() if run.device.type == "cuda" else []
@@ -430,7 +451,7 @@ def save(run, folder):
     write_whole(place / f"{run.step:08d}.pt", memory.getbuffer())
     for old in sorted(place.glob("*.pt"))[:-2]: old.unlink(missing_ok=True)
 
-# %% ../nbs/11_training.ipynb #069
+# %% ../nbs/11_training.ipynb #071
 def _newest(folder):
     """Content of the newest checkpoint that can be read, or None when there is none at all; InputError when all are damaged."""
     found = sorted((Path(folder) / "checkpoints").glob("*.pt"), reverse=True)
@@ -453,7 +474,7 @@ def restore(run, folder):
     if run.device.type == "cuda" and state["random_cuda"]: torch.cuda.set_rng_state_all(state["random_cuda"])
     return True
 
-# %% ../nbs/11_training.ipynb #071
+# %% ../nbs/11_training.ipynb #073
 def loss_of(model, batch, forward=None, bf16=False):
     """Dictionary of losses (class, box, centerness, sky, perhaps mask, total: 0-d tensors) of `model` on a Batch; forward may be the compiled model."""
     device = next(model.parameters()).device
@@ -478,7 +499,7 @@ def advance(run, batch):
     run.waiting.append((run.step, rate, batch.names, {k: v.detach() for k, v in parts.items()}))
     run.step += 1
 
-# %% ../nbs/11_training.ipynb #073
+# %% ../nbs/11_training.ipynb #075
 def _table(rows):
     """Rows (dictionaries of numbers) as the text of a CSV file, every digit kept."""
     text = io.StringIO()
@@ -486,7 +507,7 @@ def _table(rows):
     writer.writeheader(); writer.writerows(rows)
     return text.getvalue()
 
-# %% ../nbs/11_training.ipynb #074
+# %% ../nbs/11_training.ipynb #076
 def _kept(folder):
     """Words about the last good checkpoint of a run."""
     found = sorted((Path(folder) / "checkpoints").glob("*.pt"))
@@ -507,7 +528,7 @@ def collect(run, folder):
     run.history += fresh
     return fresh
 
-# %% ../nbs/11_training.ipynb #075
+# %% ../nbs/11_training.ipynb #077
 def begin(config, data, out, resume=False):
     """A Run in folder `out`: new, or put back to its newest checkpoint. config.json is written first.
 
@@ -529,7 +550,7 @@ def begin(config, data, out, resume=False):
     write_whole(out / "losses.csv", _table(run.history).encode())
     return run
 
-# %% ../nbs/11_training.ipynb #076
+# %% ../nbs/11_training.ipynb #078
 def _add(path, table, first):
     """Add a table to the CSV file at `path`, with its header when it is the first."""
     try:
@@ -545,7 +566,7 @@ def _tell(run, folder, bar):
     bar.update(len(fresh))
     bar.set_postfix(loss=f"{fresh[-1]['total']:.3f}", lr=f"{fresh[-1]['lr']:.1e}", refresh=False)
 
-# %% ../nbs/11_training.ipynb #078
+# %% ../nbs/11_training.ipynb #080
 @contextlib.contextmanager
 def _accidents(run):
     """Turn what can happen to a run from outside into one line: too little memory, a loader process that dies, bad input met by a loader process."""
@@ -560,7 +581,7 @@ def _accidents(run):
         with contextlib.suppress(RuntimeError): time.sleep(0.3)   # torch announces a death twice: by a broken pipe and by a signal
         raise InputError(f"a loader process died at step {run.step}: resume the run, with fewer workers or 0") from None
 
-# %% ../nbs/11_training.ipynb #079
+# %% ../nbs/11_training.ipynb #081
 def _loop(run, out, bar, each_epoch):
     """All remaining steps, with losses, checkpoints and the end of each epoch."""
     config, often = run.config, 1 if run.device.type == "cpu" else 50
@@ -575,7 +596,7 @@ def _loop(run, out, bar, each_epoch):
             save(run, out); saved = time.monotonic()
         if ends and each_epoch: each_epoch(run.final, run.step // run.an_epoch)
 
-# %% ../nbs/11_training.ipynb #080
+# %% ../nbs/11_training.ipynb #082
 def _row(run):
     """One flat row about a finished run."""
     last = run.history[-run.an_epoch:]
@@ -591,7 +612,7 @@ def _device_name(device):
     """'cpu', or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
-# %% ../nbs/11_training.ipynb #081
+# %% ../nbs/11_training.ipynb #083
 def train(config, data, out, resume=False, progress=True, each_epoch=None):
     """Train a model and return one row (dictionary) about the run.
 
