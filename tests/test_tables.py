@@ -1,11 +1,15 @@
-"""Tables are functions of published rows and ledger rows."""
+"""Tables are functions of published rows and ledger rows, and those in figures/ are what the committed ledger gives."""
 import csv
 import io
+import re
+from pathlib import Path
 
 import pytest
 
-from bafe_nb import tables
+from bafe_nb import ledger, tables
 from bafe_nb.boxes import InputError
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_published_rows_are_complete():
@@ -23,10 +27,16 @@ def test_missing_numbers_show_as_dashes_and_never_as_zero():
     assert "| SSD | VGG16 | – | 0.211 | 0.421 | 0.178 | – |" in text
 
 
+def test_leaderboard_holds_every_published_row():
+    rows = tables.leaderboard([]).rows
+    assert len(rows) == 33 + 21 and len({row["source"] for row in rows}) == 2
+    assert [row["map07"] for row in rows[33:]] == sorted(row["map50"] for row in tables.published("adascope"))
+
+
 def test_csv_has_a_line_a_row():
-    table = tables.leaderboard([])
-    lines = list(csv.reader(io.StringIO(tables.comma_separated(table))))
-    assert len(lines) == 1 + len(table.rows) and all(len(line) == len(table.columns) for line in lines)
+    for table in tables.build([], [dict(name="toy", parameters=1, multiply_adds=2)]):
+        lines = list(csv.reader(io.StringIO(tables.comma_separated(table))))
+        assert len(lines) == 1 + len(table.rows) and all(len(line) == len(table.columns) for line in lines), table.name
 
 
 def test_seeds_are_joined_and_other_splits_left_out():
@@ -40,6 +50,72 @@ def test_files_of_a_table(tmp_path):
     paths = tables.write(tables.datasets([]), tmp_path)
     assert [p.suffix for p in paths] == [".csv", ".md", ".tex"] and all(p.stat().st_size for p in paths)
     assert paths[2].read_text().count(r"\\") == 6
+
+
+def test_latex_is_balanced_and_escaped():
+    for table in tables.build(ledger.read(ROOT / "results" / "ledger.csv"), [dict(name="a_b", parameters=1, multiply_adds=2)]):
+        text = tables.latex(table)
+        begun, ended = re.findall(r"\\begin\{(\w+\*?)\}", text), re.findall(r"\\end\{(\w+\*?)\}", text)
+        assert begun == ended[::-1] and re.sub(r"\\[{}]", "", text).count("{") == re.sub(r"\\[{}]", "", text).count("}")
+        assert not re.search(r"(?<!\\)[%#_]|`", text.replace(rf"\label{{tab:{table.name}}}", "")), table.name
+        rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+        assert all(len(re.findall(r"(?<!\\)&", line)) == len(table.columns) - 1 for line in rows), table.name
+
+
+def test_a_recount_stands_beside_the_published_row():
+    *published, counted = tables.datasets([dict(kind="dataset", images=1, targets=2, mean_area=11.5, mean_contour_area=6.3, date="2026-01-02T")]).rows
+    assert published[-1]["dataset"] == "DenseSIRST" and published[-1]["contour"] == 6 and "pixels" not in published[-1]
+    assert (counted["dataset"], counted["contour"], counted["pixels"], counted["source"]) == ("DenseSIRST, recounted", 6.3, 11.5, "ledger, 2026-01-02")
+
+
+def run(**given):
+    return dict(kind="ablation", protocol="corrected", preset="toy", seed=0, recall=.9) | given
+
+
+def test_an_ablation_changes_one_factor():
+    rows = [run(paste="none", map12=.5), run(paste="none", exchange="none", map12=.1), run(paste="paper", map12=.6), run(paste="paper", map12=.8, seed=1), run(paste="none", map12=.2, protocol="paper")]
+    found = {row["setting"]: row for row in tables.ablation(rows, "bagcp").rows}
+    assert found["no pasting"]["map12"] == .5 and found["no pasting"]["seeds"] == 1
+    assert found["BAG-CP, the paper's law"]["map12"] == pytest.approx(.7) and found["BAG-CP, the paper's law"]["map12_sd"] == pytest.approx(.1414, abs=1e-4)
+    assert found["plain copies"] == dict(setting="plain copies", source="not run")
+    with pytest.raises(InputError, match="backbone"): tables.ablation(rows, "backbone")
+
+
+def test_without_a_sky_branch_nothing_is_exchanged():
+    rows = [run(sky=False, exchange="none", map12=.4), run(map12=.6), run(exchange="none", map12=.5)]
+    assert [row.get("map12") for row in tables.ablation(rows, "sky").rows] == [.4, .6]
+    assert [row.get("map12") for row in tables.ablation(rows, "exchange").rows] == [.5, None, None, None, .6]
+
+
+def test_ladder_gains_are_differences_between_rungs_that_were_run():
+    rows = [dict(kind="ladder", rung=r, protocol="corrected", map07=m, map12=m, recall=m, seed=k) for r, m in (("paper setting", .1), ("corrected boxes", .5), ("stride 4", .7)) for k in (0, 1)]
+    table = tables.ladder_rows(rows)
+    assert [row["rung"] for row in table] == list(tables.RUNGS)
+    assert [row.get("gain") for row in table] == [None, None, None, pytest.approx(.2), None, None, None]
+    assert table[1]["source"] == "not run" and table[0]["seeds"] == 2 and table[0]["map12_sd"] == 0
+
+
+def test_segmentation_in_published_units():
+    rows = [dict(kind="evaluate", data="DenseSIRST", split="test_v2", protocol="corrected", preset="x", pd=.9, fa=1e-5, pd_mask=.95, fa_mask=2e-6, pixel_iou=.7, sky_iou=.8)]
+    table = tables.segmentation(rows).rows
+    assert [row["method"] for row in table] == ["HFMNet", "DFAwareNet", "x", "x"] and table[0]["pd"] == 91.34
+    assert (table[2]["pd"], table[2]["fa"], table[2]["iou"], table[2]["sky"]) == pytest.approx((95, 2, 70, 80))
+    assert (table[3]["pd"], table[3]["fa"]) == pytest.approx((90, 10)) and "iou" not in table[3]
+
+
+def test_the_list_says_what_waits_for_a_run():
+    listed = {row["name"]: row["waiting"] for row in tables.build([])[-1].rows}
+    assert listed["ladder"] == 7 and listed["ablation_bagcp"] == 5 and listed["leaderboard"] == 0
+
+
+def test_committed_tables_are_what_the_ledger_gives():
+    """`bafe tables` writes nothing new: the ledger, the presets and the files in figures/ agree."""
+    from bafe_nb import bafenet
+    counts = [dict(name=n, parameters=c[0], multiply_adds=c[1]) for n in bafenet.PRESETS for c in [bafenet.count(n)]]
+    for table in tables.build(ledger.read(ROOT / "results" / "ledger.csv"), counts):
+        for ending, text in ((".csv", tables.comma_separated(table)), (".md", tables.markdown(table)), (".tex", tables.latex(table))):
+            path = ROOT / "figures" / (table.name + ending)
+            assert path.exists() and path.read_text(encoding="utf-8") == text, f"{path.name} is not what results/ledger.csv gives: run bafe tables"
 
 
 def test_unknown_published_table():
