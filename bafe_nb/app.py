@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DATA', 'SPLIT', 'PROTOCOL', 'THRESHOLD', 'JSON', 'LEDGER', 'SEED', 'VERBS', 'DATA_VERBS', 'Parser', 'dataset',
            'data_name', 'fetch', 'verify', 'stats', 'train', 'evaluate', 'score', 'annotated', 'detect',
-           'import_official', 'presets', 'reproduce', 'bench', 'write_tables', 'write_figures', 'parser', 'main']
+           'import_official', 'presets', 'reproduce', 'bench', 'write_tables', 'write_figures', 'show_demos', 'parser',
+           'main']
 
 # %% ../nbs/25_running.ipynb #002
 import argparse
@@ -221,7 +222,13 @@ def write_figures(args):
     pictures.style()
     for path in figures.build(args.results, args.out, args.data or densesirst.find_root()): print(path)
 
-# %% ../nbs/25_running.ipynb #026
+# %% ../nbs/25_running.ipynb #025
+def show_demos(args):
+    """bafe demo: the demos of notebook 30 as an app in the browser, on this machine only, until Ctrl-C."""
+    from bafe_nb import demo
+    demo.serve(args.port)
+
+# %% ../nbs/25_running.ipynb #027
 DATA = ("--data", dict(metavar="DIR", help="SIRSTdevkit folder, or the word scenes; default: BAFE_DATA"))
 SPLIT = ("--split", dict(default="test_v2", help="test_v2, val_v2, train_v2 or trainval_v2"))
 PROTOCOL = ("--protocol", dict(default="corrected", help="paper or corrected"))
@@ -230,7 +237,7 @@ JSON = ("--json", dict(metavar="FILE", help="write the result here instead of pr
 LEDGER = ("--ledger", dict(metavar="FILE", help="append a row to this CSV"))
 SEED = ("--seed", dict(type=int, default=0))
 
-# %% ../nbs/25_running.ipynb #027
+# %% ../nbs/25_running.ipynb #028
 VERBS = {
     "train": (train, [("preset", {}), DATA, ("--out", dict(required=True, metavar="RUN")), ("--resume", dict(action="store_true")), SEED, ("--split", dict(default="trainval_v2")),
                       ("--schedule", dict(help="name in training.SCHEDULES; default: the preset's own")), ("--epochs", dict(type=int)), ("--repeats", dict(type=int)), ("--batch", dict(type=int)),
@@ -244,13 +251,14 @@ VERBS = {
     "reproduce": (reproduce, [DATA, ("--out", dict(default="reproduction", metavar="DIR")), ("--preset", dict(default="bafe-small")), SEED, LEDGER]),
     "bench": (bench, [("what", dict(choices=("bagcp", "train"))), ("--runs", dict(type=int, default=5)), LEDGER]),
     "tables": (write_tables, [("--ledger", dict(default="results/ledger.csv")), ("--out", dict(default="figures"))]),
-    "figures": (write_figures, [("--results", dict(default="results")), ("--out", dict(default="figures")), DATA])}
+    "figures": (write_figures, [("--results", dict(default="results")), ("--out", dict(default="figures")), DATA]),
+    "demo": (show_demos, [("--port", dict(type=int, default=8866, help="8866; 0: any free one"))])}
 DATA_VERBS = {
     "fetch": (fetch, [("--dest", dict(required=True, metavar="DIR")), ("--source", dict(help="folder, zip, git directory or address of a mirror"))]),
     "verify": (verify, [("dir", {})]),
     "stats": (stats, [("dir", {}), JSON, LEDGER])}
 
-# %% ../nbs/25_running.ipynb #028
+# %% ../nbs/25_running.ipynb #029
 def _add(parsers, verbs):
     """Fill sub-parsers from a table of verbs."""
     for name, (function, words) in verbs.items():
@@ -269,7 +277,7 @@ def parser():
     _add(data.add_subparsers(metavar="verb", required=True, parser_class=Parser), DATA_VERBS)
     return main
 
-# %% ../nbs/25_running.ipynb #029
+# %% ../nbs/25_running.ipynb #030
 def main(words=None):
     """Run `bafe` with a list of words (default: the command line); returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     words = sys.argv[1:] if words is None else list(words)
