@@ -3,6 +3,7 @@
 - nbs/*.ipynb become pages in reading order: cells that begin with `#| hide` left out, directive lines dropped, equations written as MathML;
 - one API page a module, from its docstrings; the front page from README.md; CONTRIBUTING.md, CHANGELOG.md, and figures/ with every table.
 """
+import csv
 import json
 import re
 import shutil
@@ -32,7 +33,7 @@ def notebooks():
     """Paths of the numbered notebooks, in the order of PARTS, and what PARTS does not name behind them."""
     order = [number for _, numbers in PARTS for number in numbers.split()]
     known = {number: k for k, number in enumerate(order)}
-    return sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"), key=lambda path: (known.get(path.stem[:2], len(order)), path.stem))
+    return sorted((ROOT / "nbs").glob("[0-9]*.ipynb"), key=lambda path: (known.get(path.stem[:2], len(order)), path.stem))
 
 
 def title(book):
@@ -129,12 +130,15 @@ def as_page(text, figures):
 
 
 def results_page(figures):
-    """Every table and figure of figures/, in the order of their lists."""
-    parts = ["# Tables and figures", "Written by `bafe tables` and `bafe figures` from the ledger in `results/`, the published rows in `bafe_nb/tables` and the images; nothing here is drawn or typed by hand."]
-    for listing in ("tables.md", "figures.md"):
-        path = ROOT / "figures" / listing
-        if path.exists(): parts.append(as_page(re.sub(r"\]\((?!figures/|https?:)", "](figures/", path.read_text(encoding="utf-8")), figures))
-    return "\n\n".join(parts) + "\n"
+    """Every table and figure of figures/, in the order of their lists (figures/tables.csv and figures/figures.md)."""
+    folder = ROOT / "figures"
+    with (folder / "tables.csv").open(newline="", encoding="utf-8") as file: names = [row["Files"] for row in csv.DictReader(file)]
+    parts = ["# Tables and figures", "Written by `bafe tables` and `bafe figures` from the ledger in `results/`, the published rows in `bafe_nb/tables` and the images; nothing here is drawn or typed by hand.", "## Tables"]
+    for name in ("tables", *names):
+        heading, _, rest = (folder / f"{name}.md").read_text(encoding="utf-8").partition("\n")
+        parts.append(f"### {heading.strip('*')}\n{rest}")
+    listed = (folder / "figures.md").read_text(encoding="utf-8").partition("\n")[2]
+    return as_page("\n\n".join([*parts, "## Figures", re.sub(r"\]\((\w+\.png)\)", r"](figures/\1)", listed)]) + "\n", figures)
 
 
 def write(place, text):

@@ -1,9 +1,13 @@
 """Figures: verdicts by hand, files that are small and repeatable."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from bafe_nb import figures, scenes, scores
+from bafe_nb import figures, ledger, scenes, scores
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_verdict_by_hand():
@@ -26,12 +30,12 @@ def test_verdict_on_an_image_without_targets():
 
 
 def test_saved_files_are_small_and_the_same_twice(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 255, (900, 900), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (400, 400), dtype=np.uint8)
     first = None
     for folder in ("a", "b"):
-        fig, ax = plt.subplots(figsize=(7, 7)); ax.imshow(noise, cmap="gray")
-        png, svg = figures.save(fig, tmp_path / folder, "noise", most=400_000)
-        assert png.stat().st_size <= 400_000
+        fig, ax = plt.subplots(figsize=(3, 3)); ax.imshow(noise, cmap="gray")
+        png, svg = figures.save(fig, tmp_path / folder, "noise", most=60_000)
+        assert png.stat().st_size <= 60_000
         first = first or (png.read_bytes(), svg.read_bytes())
     assert first == (png.read_bytes(), svg.read_bytes())
 
@@ -63,3 +67,80 @@ def test_losses_are_read_by_column(tmp_path):
 def close_figures():
     yield
     plt.close("all")
+
+
+def test_brightness_rank_counts_brighter_pixels_outside_targets():
+    sample = next(scenes.scene(k) for k in range(50) if len(scenes.scene(k).boxes) >= 3)
+    for rank, (x1, y1, x2, y2) in zip(figures.brightness_rank(sample), sample.boxes.astype(int)):
+        assert rank == (sample.image[~sample.targets] > sample.image[y1:y2, x1:x2].max()).sum()
+
+
+def test_histograms_count_every_target_once(data):
+    from bafe_nb.densesirst import DenseSIRST
+    images = DenseSIRST(data, "test_v2", cache=False)
+    samples = [images[i] for i in range(min(8, len(images)))]
+    rows = figures.histograms(samples)
+    for name in figures.BINS:
+        for kind in ("real", "pasted"):
+            count = sum(row["targets"] for row in rows if row["statistic"] == name and row["kind"] == kind)
+            assert count == sum(int((s.real == (kind == "real")).sum()) for s in samples), (name, kind)
+
+
+def test_committed_histograms_hold_the_whole_dataset():
+    rows = ledger.read(ROOT / "results" / "target_histograms.csv")
+    for name, edges in figures.BINS.items():
+        mine = [row for row in rows if row["statistic"] == name]
+        assert [row["left"] for row in mine if row["kind"] == "real"] == [float(e) for e in edges[:-1]]
+        assert sum(row["targets"] for row in mine if row["kind"] == "real") == 648 and sum(row["targets"] for row in mine) == 13655
+
+
+@pytest.mark.parametrize("preset", ("paper-r18", "bafe-hr", "bafe-small"))
+def test_the_diagram_says_what_the_preset_says(preset):
+    from bafe_nb import bafenet
+    ax, head = figures.architecture(preset).axes[0], bafenet.PRESETS[preset].head
+    words = " ".join(text.get_text() for text in ax.texts).replace("\n", " ")
+    assert f"{bafenet.count(preset)[0]:,}" in ax.get_title() and f"{head.exchange} exchange" in words and f"{head.channels} channels" in words
+    assert ("large-kernel" in words) == (preset == "paper-r18")
+
+
+def test_exchanged_slots_are_half_and_shared_where_the_exchange_shares_them():
+    for kind in ("static", "dynamic", "learnable"):
+        at_sky, at_target = figures._slots(kind)
+        assert len(at_sky) == len(at_target) == 4 and (kind == "dynamic" or at_sky == at_target)
+
+
+def test_time_joins_a_training_with_its_own_evaluation():
+    rows = [dict(kind="train", data="DenseSIRST", preset="x", seed=k, seconds=100 + k) for k in (0, 1)]
+    rows += [dict(kind="evaluate", data="DenseSIRST", split="test_v2", protocol=p, preset="x", seed=k, map07=.5 + k / 10) for k in (0, 1) for p in ("paper", "corrected")]
+    rows += [dict(kind="evaluate", data="scenes", split="test", protocol="corrected", preset="x", seed=0, map07=.9)]
+    assert figures.timed(rows) == [("x", 100, .5), ("x", 101, .6)]
+
+
+def test_costs_in_one_unit():
+    points = {(name, kind): (g, m) for name, kind, _, g, m in figures.cost_points([])}
+    assert points["FCOS ResNet50", "published"] == (50.291, 32.113) and 759 in {g for g, _ in points.values()}, "0.759T is 759 G"
+
+
+def test_a_preset_that_changed_since_its_training_is_not_drawn():
+    from bafe_nb import bafenet
+    row = dict(kind="evaluate", split="test_v2", data="DenseSIRST", preset="bafe-small", protocol="paper", map07=.6, map12=.6, recall=.6)
+    for parameters, drawn in ((bafenet.count("bafe-small")[0], 1), (17, 0)):
+        rows = [row, dict(kind="train", preset="bafe-small", parameters=parameters)]
+        assert sum(point[1] == "this suite" for point in figures.cost_points(rows)) == drawn
+
+
+def test_what_has_no_source_is_said_and_not_drawn(tmp_path):
+    drawn = {path.stem for path in figures.build(tmp_path / "results", tmp_path / "figures")}
+    assert drawn == {"architecture", "architecture_hr", "exchange", "standings", "cost_against_score"}
+    text = (tmp_path / "figures" / "figures.md").read_text()
+    for name in set(figures.FIGURES) - drawn: assert f"*{name}: not drawn, since " in text
+    for name in drawn: assert f"]({name}.png)" in text and (tmp_path / "figures" / f"{name}.svg").exists()
+
+
+def test_committed_figures_are_there_and_small():
+    for name in figures.FIGURES:
+        png = ROOT / "figures" / f"{name}.png"
+        assert png.exists() and png.with_suffix(".svg").exists(), f"{name} is not in figures/: run bafe figures"
+        assert png.stat().st_size <= 500_000
+        width = plt.imread(png).shape[1]
+        assert width % 34 == 0 or width % 70 == 0, f"{name} is {width} pixels wide: neither one column nor the page"
