@@ -313,7 +313,7 @@ def qualitative(samples, methods, threshold):
     methods: heading -> dictionary of image name -> detections (n, 5). threshold: heading -> score above which a detection is drawn.
     """
     n = len(methods) + 2
-    fig, axes = plt.subplots(len(samples), n, figsize=(PAGE, (PAGE / n + .33) * len(samples) + .25), squeeze=False)
+    fig, axes = plt.subplots(len(samples), n, figsize=(PAGE, (PAGE / n + .42) * len(samples) + .3), squeeze=False)
     for row, sample in zip(axes, samples):
         zoom = window(sample, 64)
         pictures.panel(row[0], sample.image, f"{sample.name}\ninput", None, None, zoom)

@@ -36,6 +36,11 @@ def notebooks():
     return sorted((ROOT / "nbs").glob("[0-9]*.ipynb"), key=lambda path: (known.get(path.stem[:2], len(order)), path.stem))
 
 
+def answers():
+    """Paths of the notebooks with worked answers to the exercises."""
+    return sorted((ROOT / "nbs" / "answers").glob("*.ipynb"))
+
+
 def title(book):
     """The text of the first heading of a notebook (dictionary)."""
     return next(line[2:].strip() for cell in book["cells"] if cell["cell_type"] == "markdown" for line in "".join(cell["source"]).splitlines() if line.startswith("# "))
@@ -71,8 +76,8 @@ def links_of(path, source):
     """One line under the title: the notebook itself, on Colab, and the API page of the module that it exports."""
     cfg = settings()
     found = re.search(r"#\| ?default_exp (\w+)", source)
-    words = [f"[notebook]({cfg['git_url']}/blob/{cfg['branch']}/nbs/{path.name})",
-             f"[open in Colab](https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}/blob/{cfg['branch']}/nbs/{path.name})"]
+    place = f"blob/{cfg['branch']}/{path.relative_to(ROOT).as_posix()}"
+    words = [f"[notebook]({cfg['git_url']}/{place})", f"[open in Colab](https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}/{place})"]
     if found: words.append(f"[bafe_nb.{found.group(1)}](../../api/{found.group(1)}/)")
     return " · ".join(words)
 
@@ -121,6 +126,7 @@ def as_page(text, figures):
         target, _, anchor = match.group(1).partition("#")
         anchor = anchor and "#" + anchor
         if not target or re.match(r"[a-z]+:", target): return match.group()
+        if re.fullmatch(r"nbs/answers/\w+\.ipynb", target): return f"]({target[4:]}{anchor})"
         if re.fullmatch(r"nbs/[0-9]\w+\.ipynb", target): return f"](notebooks/{Path(target).name}{anchor})"
         if target.startswith("docs/"): return f"]({target[5:]}{anchor})"
         if target.startswith("figures/") and target.endswith((".png", ".svg")): figures.add(target); return f"]({target})"
@@ -155,7 +161,7 @@ def on_config(config):
     global scratch
     scratch = Path(tempfile.mkdtemp(prefix="bafe-site-"))
     figures = set()
-    for path in notebooks(): write(f"notebooks/{path.name}", json.dumps(for_readers(path)))
+    for path in notebooks() + answers(): write(path.relative_to(ROOT / "nbs").as_posix() if path in answers() else f"notebooks/{path.name}", json.dumps(for_readers(path)))
     for name in modules(): write(f"api/{name}.md", api_page(name))
     for source, place in (("README.md", "index.md"), ("CONTRIBUTING.md", "contributing.md"), ("CHANGELOG.md", "changelog.md")):
         write(place, as_page((ROOT / source).read_text(encoding="utf-8"), figures))
@@ -174,6 +180,7 @@ def navigation():
         chosen = [stem for stem in left if numbers is None or stem[:2] in numbers.split()]
         pages = [{title(json.loads(left.pop(stem).read_text(encoding="utf-8"))).split(":")[0]: f"notebooks/{stem}.ipynb"} for stem in chosen]
         if pages: parts.append({heading: pages})
+    if answers(): parts.append({"Answers": [{title(json.loads(path.read_text(encoding="utf-8"))).split(":")[0]: f"answers/{path.name}"} for path in answers()]})
     rest = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
     return [{"Start": "index.md"}, *parts, {"Tables and figures": "results.md"}, {"API": [{name: f"api/{name}.md"} for name in modules()]},
             {"The project": ["contributing.md", "changelog.md", *rest]}]

@@ -1,4 +1,5 @@
 """The site: built strictly from what is committed, whole without a network, plumbing hidden, equations readable, every link leading somewhere."""
+import csv
 import json
 import os
 import re
@@ -8,6 +9,8 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+
+from bafe_nb.figures import FIGURES
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
@@ -35,6 +38,13 @@ def test_every_notebook_and_module_has_a_page(site):
     modules = {name for path in NOTEBOOKS for name in re.findall(r"#\| ?default_exp (\w+)", path.read_text(encoding="utf-8"))}
     assert {p.name for p in (site / "api").iterdir() if p.is_dir()} == modules
     assert "Intersection over union" in page(site, "api", "boxes")
+
+
+def test_results_page_shows_every_table_and_figure(site):
+    html = page(site, "results")
+    with (ROOT / "figures" / "tables.csv").open(newline="", encoding="utf-8") as file: tables = list(csv.DictReader(file))
+    assert html.count("<table") == len(tables) + 1
+    for name in FIGURES: assert f"figures/{name}.png" in html and (site / "figures" / f"{name}.png").exists(), name
 
 
 def test_plumbing_is_hidden_and_the_rest_is_shown(site):
