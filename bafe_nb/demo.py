@@ -8,9 +8,9 @@ __all__ = ['MODULES', 'ORIGIN', 'SOURCES', 'KEPT', 'TABS', 'HOST', 'POLICY', 'wi
            'slider', 'tick', 'split_and_image', 'browser', 'Play', 'patches', 'fits', 'open_window', 'inside', 'spots',
            'paste_by_hand', 'close_up', 'play', 'bank_of', 'playground', 'exchange_of', 'branches', 'filters', 'trade',
            'Trade', 'map_picture', 'origin', 'strip', 'view_trade', 'find_weights', 'network', 'entering',
-           'exchange_viewer', 'read_upload', 'uploaded', 'predicted', 'draw_detections', 'counted', 'view_detections',
-           'as_json', 'download', 'table', 'without_truth', 'detect', 'detector', 'show_all', 'app_notebook',
-           'free_port', 'check_installed', 'answering', 'serving', 'serve']
+           'first_source', 'exchange_viewer', 'read_upload', 'uploaded', 'predicted', 'draw_detections', 'counted',
+           'view_detections', 'as_json', 'download', 'table', 'without_truth', 'detect', 'detector', 'show_all',
+           'app_notebook', 'free_port', 'check_installed', 'answering', 'serving', 'serve']
 
 # %% ../nbs/30_demo.ipynb #004
 import base64, functools, hashlib, html, importlib.util, io, json, math
@@ -53,7 +53,7 @@ def colour(name):
     return tuple(int(name[i:i + 2], 16) for i in (1, 3, 5))
 
 
-def tint(picture, mask, view, name, alpha=0.3):
+def tint(picture, mask, view, name, alpha=0.22):
     """Lay the colour `name` over the pixels of `picture` (from `enlarge`) where mask (h, w) is true; changes `picture`."""
     x1, y1, x2, y2 = view
     inside = cv2.resize(np.ascontiguousarray(mask[y1:y2, x1:x2]).view(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
@@ -63,7 +63,7 @@ def tint(picture, mask, view, name, alpha=0.3):
 # %% ../nbs/30_demo.ipynb #013
 def outline(picture, boxes, view, factor, name, shape="box"):
     """Mark half-open boxes (n, 4) on `picture` (window `view` enlarged by `factor`), outside their pixels; changes `picture`. shape: 'box', 'dashed' or 'circle'."""
-    line, ink = 2 if factor >= 5 else 1, colour(name)
+    line, ink = 2 if factor >= 4 else 1, colour(name)
     scaled = (np.asarray(boxes, np.float32).reshape(-1, 4) - np.float32(view[:2] * 2)) * factor
     h, w = picture.shape[:2]
     for x1, y1, x2, y2 in scaled.tolist():
@@ -410,7 +410,7 @@ def view_trade(sky, target, settings=Trade(), own=None, side=46):
             for b, (name, pair) in enumerate((("sky", (sky, after[0])), ("target", (target, after[1])))) for when, m in zip(("before", "after"), pair)]
     small = [titled(strip(m, gone, b, settings, side), text) for text, m, gone, b in rows]
     large = [titled(map_picture(m[c], 190, origin(b, gone[c], settings)), f"channel {c}, {text}") for text, m, gone, b in rows]
-    counts = f"{settings.kind}, p = {settings.p:.2f}: {int(moved[0].sum())} sky and {int(moved[1].sum())} target channels of {sky.shape[1]} changed; frame: blue from the sky branch, orange from the target branch"
+    counts = f"{settings.kind}, p = {settings.p:.2f}: {int(moved[0].sum())} sky and {int(moved[1].sum())} target channels of {sky.shape[1]} changed; frame: blue from the sky branch, orange from the target branch" + (", grey from both" if settings.kind == "spatial" else "")
     return titled(joined([joined(small, axis=0, gap=4), joined(large)], axis=0), counts)
 
 # %% ../nbs/30_demo.ipynb #066
@@ -441,6 +441,13 @@ def entering(source, split, index, side=96):
     return *branches(network(), crop), exchange_of(network())
 
 
+def first_source():
+    """The trained network where its weights are at hand and it has an exchange, else the filters."""
+    try: exchange_of(network())
+    except InputError: return "filters"       # whoever chooses the network all the same reads why not
+    return "trained network"
+
+# %% ../nbs/30_demo.ipynb #070
 def exchange_viewer():
     """Panel of the exchange viewer: source of the maps, kind, p, channel."""
     w = widgets()
@@ -450,10 +457,10 @@ def exchange_viewer():
         picked.max = sky.shape[1] - 1
         return view_trade(sky, target, Trade(kind, p, min(channel, picked.max)), own)
     picked = slider("channel", 0, 0, 1)
-    return Panel(draw, split=split, image=image, source=w.Dropdown(options=SOURCES, description="maps"),
+    return Panel(draw, split=split, image=image, source=w.Dropdown(options=SOURCES, value=first_source(), description="maps"),
                  kind=w.Dropdown(options=exchange.KINDS, value="learnable", description="exchange"), p=slider("p", 0.5, 0.0, 1.0, 0.05), channel=picked)
 
-# %% ../nbs/30_demo.ipynb #072
+# %% ../nbs/30_demo.ipynb #073
 def read_upload(name, content):
     """Grey levels uint8 (h, w) of an uploaded PNG, JPEG, BMP or TIFF file; colour becomes luma. InputError for anything else, 16 bits, or too many pixels."""
     try:
@@ -475,8 +482,8 @@ def uploaded(value):
     else: item = value[-1]; name = item["name"]
     return name, bytes(item["content"])
 
-# %% ../nbs/30_demo.ipynb #075
-KEPT = {}          # digest of model and image -> Prediction, the latest few
+# %% ../nbs/30_demo.ipynb #076
+KEPT = {}          # model and digest of an image -> model and Prediction, the latest few
 
 
 def predicted(image, model=None, most=16):
@@ -485,10 +492,10 @@ def predicted(image, model=None, most=16):
     key = id(model), image.shape, hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
     if key not in KEPT:
         while len(KEPT) >= most: KEPT.pop(next(iter(KEPT)))
-        KEPT[key] = evaluation.predict(model, image)
-    return KEPT[key]
+        KEPT[key] = model, evaluation.predict(model, image)       # holding the model keeps its id from being used again
+    return KEPT[key][1]
 
-# %% ../nbs/30_demo.ipynb #078
+# %% ../nbs/30_demo.ipynb #079
 def draw_detections(sample, detections, threshold, view, side, truth=True):
     """RGB picture of a window: detections (n, 5) over `threshold` as hits, misses and false alarms, or all alike without truth."""
     picture, factor = enlarge(sample.image, view, side)
@@ -508,7 +515,7 @@ def counted(sample, detections, threshold, truth=True):
     hits, missed, false = figures.verdict(sample, detections, threshold)
     return f"{sample.name}, score over {threshold:.2f}: hits {len(hits)} (box), missed {len(missed)} (dashed), false alarms {len(false)} (circle)"
 
-# %% ../nbs/30_demo.ipynb #080
+# %% ../nbs/30_demo.ipynb #081
 def view_detections(sample, detections, threshold=0.5, truth=True, side=620):
     """RGB picture of a Sample with detections (n, 5) over `threshold`: the whole image, and its fullest window magnified."""
     likely = detections[detections[:, 4] > 0.3, :4]
@@ -518,7 +525,7 @@ def view_detections(sample, detections, threshold=0.5, truth=True, side=620):
     x1, y1, x2, y2 = near
     return joined([titled(whole, counted(sample, detections, threshold, truth)), titled(part, f"columns {x1} to {x2}, rows {y1} to {y2}")])
 
-# %% ../nbs/30_demo.ipynb #085
+# %% ../nbs/30_demo.ipynb #086
 def as_json(name, detections):
     """The detections (n, 5) of one image as a COCO results list, text; see scores.write_detections."""
     with tempfile.TemporaryDirectory() as folder:
@@ -539,7 +546,7 @@ def table(detections, most=8):
     rest = f"<p>and {len(detections) - most} more in the file</p>" if len(detections) > most else ""
     return f'<table class="bafe-boxes"><tr><th></th><th>x</th><th>y</th><th>width</th><th>height</th><th>score</th></tr>{cells}</table>{rest}'
 
-# %% ../nbs/30_demo.ipynb #088
+# %% ../nbs/30_demo.ipynb #089
 def without_truth(name, image):
     """A Sample of an image about which nothing is known."""
     no = np.zeros(image.shape, bool)
@@ -552,7 +559,7 @@ def detect(sample, threshold, truth=True, model=None):
     kept = d[d[:, 4] > threshold]
     return view_detections(sample, d, threshold, truth), download(f"{Path(sample.name).stem}-detections", as_json(Path(sample.name).stem, kept)) + table(kept)
 
-# %% ../nbs/30_demo.ipynb #089
+# %% ../nbs/30_demo.ipynb #090
 def detector():
     """Panel of the detector: a sample or an upload, a threshold, the boxes as table and file."""
     w = widgets()
@@ -568,7 +575,7 @@ def detector():
     upload.observe(switch, "value")
     return panel
 
-# %% ../nbs/30_demo.ipynb #095
+# %% ../nbs/30_demo.ipynb #096
 TABS = {"Dataset": browser, "BAG-CP": playground, "Exchange": exchange_viewer, "Detector": detector}
 
 
@@ -587,7 +594,7 @@ def app_notebook(folder):
     cell = dict(cell_type="code", id="demo", metadata={}, execution_count=None, outputs=[], source=code)
     return json.dumps(dict(cells=[cell], metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")), nbformat=4, nbformat_minor=5))
 
-# %% ../nbs/30_demo.ipynb #097
+# %% ../nbs/30_demo.ipynb #098
 HOST = "127.0.0.1"
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob: ws:; frame-ancestors 'self'"      # what the page may load and from where
 
@@ -608,7 +615,7 @@ def check_installed():
     for name in ("voila", "ipywidgets"):
         if importlib.util.find_spec(name) is None: raise InputError(f"the app needs {name}: install the extra lab, pip install 'bafe_nb[lab]'")
 
-# %% ../nbs/30_demo.ipynb #098
+# %% ../nbs/30_demo.ipynb #099
 def answering(process, address, log, patience):
     """Wait until the server answers; InputError with its last line when it ends or stays silent for `patience` seconds."""
     for _ in range(int(patience * 5)):
@@ -619,7 +626,7 @@ def answering(process, address, log, patience):
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     raise InputError(f"the app did not start ({lines[-1] if lines else 'no word from Voila'}): try bafe demo --port with another number")
 
-# %% ../nbs/30_demo.ipynb #099
+# %% ../nbs/30_demo.ipynb #100
 @contextmanager
 def serving(port=8866, patience=90):
     """Voila with all demos on 127.0.0.1 as a context: (address, process). Port 0: any free one. InputError when it cannot start."""
@@ -636,7 +643,7 @@ def serving(port=8866, patience=90):
             yield f"http://{HOST}:{port}", process
         finally: _stop(process)
 
-# %% ../nbs/30_demo.ipynb #100
+# %% ../nbs/30_demo.ipynb #101
 def _stop(process):
     """End Voila as Ctrl-C does, so that it ends its kernels too; by force when it does not listen."""
     if process.poll() is None: process.send_signal(signal.SIGINT)

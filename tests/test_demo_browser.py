@@ -118,7 +118,7 @@ def bagcp_playground(page):
 
 def exchange_viewer(page):
     tab = Tab(page, "Exchange")
-    tab.choose("maps", "filters")
+    if tab.control("maps").locator("select").evaluate("s => s.selectedOptions[0].text") != "filters": tab.choose("maps", "filters")
     for kind in ("static", "dynamic", "none", "learnable"): tab.choose("exchange", kind)
     for name in ("channel", "image"): tab.slide(name, 2)
     tab.slide("p", 6)
