@@ -32,7 +32,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from . import backbone, bafenet, bagcp, losses
+from . import backbone, bafenet, bagcp, fine, losses
 from . import boxes as box
 from .boxes import InputError
 from .densesirst import DenseSIRST
@@ -480,8 +480,9 @@ def loss_of(model, batch, forward=None, bf16=False):
     device = next(model.parameters()).device
     images = model.normalise(batch.images.to(device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16): maps = (forward or model)(images)
-    maps = type(maps)(*([m.float() for m in level] for level in maps))
     head = model.preset.head
+    if model.fine: return fine.fine_losses(model.bbox_head, maps, batch.boxes, batch.sky.to(device), batch.targets.to(device))
+    maps = type(maps)(*([m.float() for m in level] for level in maps))
     return losses.compute(maps, batch.boxes, batch.sky.to(device), head, batch.targets.to(device) if head.target_mask else None)
 
 

@@ -62,12 +62,12 @@ def test_both_spellings_of_export_are_installed():
 
 
 def modules():
-    """Module -> number of its notebook."""
+    """Module -> place of its notebook in reading order."""
     found = {}
-    for path in NOTEBOOKS:
+    for place, path in enumerate(NOTEBOOKS):
         for name in re.findall(r"#\| ?default_exp ([\w.]+)", path.read_text(encoding="utf-8")):
             assert name not in found, f"{name} is exported by two notebooks"
-            found[name] = path.stem[:2]
+            found[name] = place
     return found
 
 
