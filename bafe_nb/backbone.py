@@ -192,7 +192,7 @@ class Residual(nn.Module):
         super().__init__()
         self.conv, self.norm = _conv(channels, channels, 3), nn.BatchNorm2d(channels)
 
-    def forward(self, x): return F.relu(x + self.norm(self.conv(x)))
+    def forward(self, x): return torch.relu_(self.norm(self.conv(x)).add_(x))      # in place: nothing here is needed backwards
 
 
 def _step(channels_in, channels, stride=1):
@@ -209,8 +209,8 @@ def _blocks(widths, counts):
 
 def padded(x, multiple):
     """x (n, c, h, w) with its last row and column repeated until both sides are multiples of `multiple`."""
-    h, w = x.shape[-2:]
-    return F.pad(x, (0, -w % multiple, 0, -h % multiple), mode="replicate")
+    right, down = -x.shape[-1] % multiple, -x.shape[-2] % multiple
+    return F.pad(x, (0, right, 0, down), mode="replicate") if right or down else x
 
 # %% ../nbs/06_backbone.ipynb #063
 class UNet(nn.Module):
@@ -235,5 +235,5 @@ class UNet(nn.Module):
         fine = [self.down[0](self.stem(F.pixel_unshuffle(padded(x, self.multiple), self.unshuffle)))]
         for shrink, blocks in zip(self.shrink, self.down[1:]): fine.append(blocks(shrink(fine[-1])))
         x = fine.pop()
-        for narrow, blocks in zip(self.narrow[::-1], self.up[::-1]): x = blocks(fine.pop() + F.interpolate(narrow(x), scale_factor=2.0))
+        for narrow, blocks in zip(self.narrow[::-1], self.up[::-1]): x = blocks(F.interpolate(narrow(x), scale_factor=2.0).add_(fine.pop()))
         return [x[..., :h, :w]]

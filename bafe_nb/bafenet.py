@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from .backbone import FPN, ResNet, UNet
 from .boxes import InputError
-from .exchange import ScalarMlp
+from .exchange import LearnableExchange, NoExchange, ScalarMlp
 from .fine import FineConfig, FineHead
 from .head import Head, HeadConfig
 
@@ -73,8 +73,8 @@ PRESETS = {p.name: p for p in (
     Preset("paper-r18", "resnet18", PAPER_HEAD, official=True),
     Preset("paper-r50", "resnet50", PAPER_HEAD, official=True),
     _native("bafe-small", SMALL_HEAD, (24, 32, 48), 1),
-    _native("bafe-hr", FineConfig(32, 32, hidden=256), (32, 48, 64, 96), (1, 2, 2, 2)),
-    _native("bafe-hr-nano", FineConfig(16, 16), (16, 32, 48, 64), (0, 2, 2, 2)))}
+    _native("bafe-hr", FineConfig(32, 32, hidden=256), (32, 48, 64, 96, 96), (1, 2, 2, 2, 2)),
+    _native("bafe-hr-nano", FineConfig(16, 16), (16, 32, 48, 64, 64), (0, 2, 2, 2, 2)))}
 
 
 def find_preset(preset):
@@ -402,12 +402,23 @@ def import_official(path, out):
     return left_out
 
 # %% ../nbs/10_bafenet.ipynb #073
+def _exchanged(head):
+    """Swap the filters of a fine head's two towers where its learnable exchange swaps channels, and take the exchange out."""
+    exchange = getattr(head, "ChannelEx", None)
+    if not isinstance(exchange, LearnableExchange) or exchange.moved == 0: return
+    moved = slice(None) if exchange.moved == exchange.channels else exchange.preference.topk(exchange.moved).indices
+    for mine, theirs in zip(head.sky_conv.conv.parameters(), head.target_conv.conv.parameters()):
+        mine.data[moved], theirs.data[moved] = theirs.data[moved].clone(), mine.data[moved].clone()
+    head.ChannelEx = NoExchange()
+
+
 def fold(model):
-    """Copy of a model for inference, every batch norm folded into the convolution registered before it: same function, fewer passes."""
+    """Copy of a model for inference, same function, fewer passes: batch norms folded into the convolutions before them, a fine head's learnable exchange into its filters."""
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):
         children = list(module.named_children())
         for (first, conv), (second, norm) in zip(children, children[1:]):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(module, first, fuse_conv_bn_eval(conv, norm)); setattr(module, second, nn.Identity())
+    if getattr(model, "fine", False): _exchanged(model.bbox_head)
     return model

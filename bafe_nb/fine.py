@@ -127,8 +127,7 @@ class FineHead(nn.Module):
             self.ChannelEx = exchanges.build(c.exchange, c.channels, c.p)
             self.conv_sky = nn.Conv2d(c.channels, 1, 1)
         self.conv_target = nn.Conv2d(c.channels, 2 * c.finer ** 2, 1)
-        inputs = c.in_channels + c.finer ** 2 + (3 * WINDOW ** 2 + 1 if c.look else 0)
-        self.box = nn.Sequential(nn.Linear(inputs, c.hidden), nn.ReLU(), nn.Dropout(c.dropout), nn.Linear(c.hidden, c.hidden), nn.ReLU(), nn.Linear(c.hidden, 4 * len(REACH)))
+        self.box = _box_branch(c)
         nn.init.normal_(self.conv_target.weight, std=0.01)
         with torch.no_grad(): self.conv_target.bias.view(2, -1)[0] = float(np.log(PRIOR / (1 - PRIOR)))
 
@@ -140,14 +139,23 @@ class FineHead(nn.Module):
         maps = F.pixel_shuffle(self.conv_target(target), self.config.finer)[..., :h, :w]
         return FineMaps(maps[:, :1], maps[:, 1:], sky, features, pixels)
 
-    def sides(self, maps, image, row, column):
-        """Logits (k, 4, 9) over REACH of the sides l, t, r, b, seen from pixels given by int64 (k,) image, row, column."""
-        f = self.config.finer
-        parts = [maps.features[image, :, row // f, column // f].float(), F.one_hot(row % f * f + column % f, f * f).float()]
-        if self.config.look: parts.append(views(maps.pixels.float(), image, row, column))
-        return self.box(torch.cat(parts, 1)).view(-1, 4, len(REACH))
+    def sides(self, maps, image, row, column): return _sides(self, maps, image, row, column)
 
-# %% ../nbs/09b_fine_head.ipynb #024
+# %% ../nbs/09b_fine_head.ipynb #022
+def _box_branch(c):
+    """Perceptron from a cell's features, which of its pixels is meant, and the views, to the sides' logits."""
+    inputs = c.in_channels + c.finer ** 2 + (3 * WINDOW ** 2 + 1 if c.look else 0)
+    return nn.Sequential(nn.Linear(inputs, c.hidden), nn.ReLU(), nn.Dropout(c.dropout), nn.Linear(c.hidden, c.hidden), nn.ReLU(), nn.Linear(c.hidden, 4 * len(REACH)))
+
+
+def _sides(head, maps, image, row, column):
+    """Logits (k, 4, 9) over REACH of the sides l, t, r, b, seen from pixels given by int64 (k,) image, row, column."""
+    f = head.config.finer
+    parts = [maps.features[image, :, row // f, column // f].float(), F.one_hot(row % f * f + column % f, f * f).float()]
+    if head.config.look: parts.append(views(maps.pixels.float(), image, row, column))
+    return head.box(torch.cat(parts, 1)).view(-1, 4, len(REACH))
+
+# %% ../nbs/09b_fine_head.ipynb #025
 FINE_WEIGHTS = {"class": 1.0, "box": 1.0, "sky": 0.2, "mask": 0.5}
 RARE, LOUD = 5.0, 10.0              # weight of a target pixel against a background pixel; of the cross-entropy against the soft Dice loss
 
@@ -166,7 +174,7 @@ def _class_loss(maps, place, positive, quality):
     counted = torch.ones_like(logits); counted[place[~positive]] = 0
     return (quality_focal(logits, truth) * counted).sum() / positive.sum().clamp(min=1)
 
-# %% ../nbs/09b_fine_head.ipynb #025
+# %% ../nbs/09b_fine_head.ipynb #026
 def fine_losses(head, maps, boxes, sky, targets):
     """Losses of a batch: dict of scalar tensors class, box, (sky,) mask, total, in float32.
 
@@ -184,12 +192,13 @@ def fine_losses(head, maps, boxes, sky, targets):
     parts["mask"] = target_mask_loss(maps.mask[:, 0].float(), targets.float())
     return parts | {"total": sum(FINE_WEIGHTS[name] * value for name, value in parts.items())}
 
-# %% ../nbs/09b_fine_head.ipynb #028
+# %% ../nbs/09b_fine_head.ipynb #029
 def peaks(classes, threshold, most):
     """Pixels of logits (h, w) over the score `threshold` that no neighbour exceeds: score, row, column, each (k,), the best `most` by falling score."""
     low = float(np.log(threshold / (1 - threshold))) if 0 < threshold < 1 else -np.inf
-    top = (classes > low) & (classes >= F.max_pool2d(classes[None, None], 3, 1, 1)[0, 0])
-    row, column = top.nonzero(as_tuple=True)
+    row, column = (classes > low).nonzero(as_tuple=True)
+    around = windows(classes[None, None], torch.zeros_like(row), row, column, 3).flatten(1)
+    top = around[:, 4] >= around.amax(1); row, column = row[top], column[top]
     score, order = classes[row, column].sigmoid().sort(descending=True, stable=True)
     return score[:most], row[order[:most]], column[order[:most]]
 

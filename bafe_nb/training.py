@@ -111,7 +111,7 @@ SCHEDULES = {s.name: s for s in (
     Schedule("paper", epochs=20, repeats=3, batch=2, optimiser="dadapt-adam", lr=1.0, weight_decay=0.05, policy="step", milestones=(8, 16), factor=0.1,
              warm_up=500, warm_up_factor=1 / 3, squeeze=512, crop=None, flips="horizontal", paste="paper", boxes="paper", average=None, clip=None),
     Schedule("small", epochs=4, batch=4, lr=6e-3, policy="one-cycle", warm_up=0.2, crop=96, focus=0.8, average=0.99),
-    Schedule("hr", epochs=60, batch=8, lr=3e-3, policy="cosine", crop=128, focus=0.9, average=0.998))}
+    Schedule("hr", epochs=32, batch=2, lr=4e-3, weight_decay=0.02, crop=256, focus=0.7, real=0.3, gain=0.2, offset=10.0))}
 
 
 def schedule_of(preset):
