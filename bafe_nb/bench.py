@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'turns', 'row', 'crowded', 'naive_paste', 'bagcp_times', 'text', 'matrix_rate', 'step_operations',
-           'train_times']
+           'train_times', 'inference_times', 'speedrun']
 
 # %% ../nbs/15_bench.ipynb #002
 import dataclasses
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import bagcp, bafenet, scenes, training
+from . import bagcp, bafenet, evaluation, scenes, training
 from .boxes import InputError
 
 # %% ../nbs/15_bench.ipynb #005
@@ -117,4 +117,34 @@ def train_times(runs=3, preset="paper-r18", batch=2, size=512):
     return rows + [row("train", f"floor of the step at {rate / 1e9:.0f} G operations a second", np.array([floor]), threads=threads, gigaflops=rate / 1e9)]
 
 
-BENCHES = dict(bagcp=lambda runs=200: bagcp_times(runs), train=lambda runs=3: train_times(runs))
+BENCHES = dict(bagcp=lambda runs=200: bagcp_times(runs), train=lambda runs=3: train_times(runs), inference=lambda runs=9: inference_times(runs))
+
+# %% ../nbs/15_bench.ipynb #022
+def inference_times(runs=9, presets=("bafe-hr-nano", "bafe-hr", "paper-r18"), height=512, width=640):
+    """Rows of milliseconds for `evaluation.predict` on one image of height x width pixels, norms folded, one thread."""
+    image, candidates = crowded(size=max(height, width)).image[:height, :width], {}
+    for name in presets:
+        torch.manual_seed(0)
+        model = bafenet.fold(bafenet.build(name)).to(memory_format=torch.channels_last)
+        candidates[f"{name}: inference, {width} x {height}"] = lambda model=model: evaluation.predict(model, image)
+    threads = torch.get_num_threads(); torch.set_num_threads(1)
+    times = turns(candidates, runs, warm_up=2)
+    torch.set_num_threads(threads)
+    return [row("inference", name, t, threads=1) for name, t in times.items()]
+
+# %% ../nbs/15_bench.ipynb #025
+def speedrun(open_data, out, seed=0, epochs=10, preset="bafe-hr-nano", threads=2, device="auto", progress=True):
+    """One row: seconds from opening the data to the final score, the scores, and the floor. open_data: function that returns (training set, test set); out: an empty folder."""
+    start = time.perf_counter()
+    train, test = open_data()
+    schedule = dataclasses.replace(training.schedule_of(preset), name="speedrun", epochs=epochs)
+    trained = training.train(training.TrainConfig(preset, schedule, seed=seed, threads=threads, device=device), train, out, progress=progress)
+    model, _ = evaluation.read_model(out, "cuda" if trained["device"] != "cpu" else "cpu")
+    found, ms = evaluation.predict_all(model, test, progress)
+    numbers = evaluation.score(found, test)
+    seconds = time.perf_counter() - start
+    rate = matrix_rate()
+    floor = trained["steps"] * step_operations(preset, schedule.batch, schedule.crop) / rate
+    keep = {k: numbers[k] for k in ("map07", "map12", "recall", "map50_95", "images", "targets")}
+    return dict(bench="speedrun", name=f"{preset}, {epochs} epochs", preset=preset, seed=seed, seconds=round(seconds, 1), seconds_training=trained["seconds"], ms_per_image=round(ms, 1),
+                floor_seconds=round(floor, 1), gigaflops=rate / 1e9, threads=threads, passes=trained["passes"], **keep)
