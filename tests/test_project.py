@@ -16,6 +16,7 @@ if sys.version_info >= (3, 11):
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+ANSWERS = sorted((ROOT / "nbs" / "answers").glob("[0-9]*.ipynb"))   # worked answers: run and read like notebooks, but make no module
 
 
 def tool(name):
@@ -31,7 +32,7 @@ def environment():
     return env
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS + ANSWERS, ids=lambda p: p.stem)
 def test_notebook_runs(path):
     flags = "data" if os.environ.get("BAFE_DATA") else ""
     done = subprocess.run([tool("nbdev-test"), str(path), "--flags", flags, "--n-workers", "0", "--cell-timeout", "300"],
@@ -48,12 +49,21 @@ def test_notebooks_and_package_are_in_step(tmp_path):
     env = dict(environment(), PYTHONPATH="")
     subprocess.run([tool("nbdev-export")], cwd=tmp_path, env=env, check=True, capture_output=True)
     subprocess.run([tool("nbdev-clean")], cwd=tmp_path, env=env, check=True, capture_output=True)
-    for folder, pattern in (("bafe_nb", "*.py"), ("nbs", "*.ipynb")):
+    for folder, pattern in (("bafe_nb", "*.py"), ("nbs", "*.ipynb"), ("nbs/answers", "*.ipynb")):
         ours = {p.name: p.read_bytes() for p in (ROOT / folder).glob(pattern)}
         fresh = {p.name: p.read_bytes() for p in (tmp_path / folder).glob(pattern)}
         assert sorted(ours) == sorted(fresh), f"{folder} holds files that no notebook makes, or lacks some"
         changed = [name for name in ours if ours[name] != fresh[name]]
         assert not changed, f"out of step in {folder}: {changed}; run nbdev_export and nbdev-clean"
+
+
+def test_answers_belong_to_notebooks():
+    """Each file of worked answers is linked from the Exercises of its notebook, and nothing in it is exported."""
+    assert ANSWERS
+    for path in ANSWERS:
+        notebook = ROOT / "nbs" / f"{path.stem.removesuffix('_answers')}.ipynb"
+        assert f"[answers/{path.name}](answers/{path.name})" in notebook.read_text(encoding="utf-8"), f"{notebook.name} does not link to {path.name}"
+        assert not re.search(r"#\| ?(default_exp|exports?)\b", path.read_text(encoding="utf-8")), path.name
 
 
 def test_both_spellings_of_export_are_installed():
@@ -105,7 +115,7 @@ def test_settings_and_pyproject_agree():
         assert nbdev["lib_path"] == ours["lib_name"] and nbdev["title"] == ours["lib_name"] and nbdev["nbs_path"] == "nbs"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS + ANSWERS, ids=lambda p: p.stem)
 def test_notebook_is_fit_to_read(path):
     """Outputs kept, no error kept by accident, no path of a machine, under 1 MB, code cells short, no widget state."""
     text = path.read_text(encoding="utf-8")
