@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DATA', 'SPLIT', 'PROTOCOL', 'THRESHOLD', 'JSON', 'LEDGER', 'SEED', 'VERBS', 'DATA_VERBS', 'Parser', 'dataset',
            'data_name', 'fetch', 'verify', 'stats', 'train', 'evaluate', 'score', 'annotated', 'detect',
-           'import_official', 'presets', 'reproduce', 'bench', 'write_tables', 'write_figures', 'show_demos', 'parser',
-           'main']
+           'import_official', 'presets', 'reproduce', 'bench', 'ladder', 'endure', 'write_tables', 'write_figures',
+           'show_demos', 'parser', 'main']
 
 # %% ../nbs/25_running.ipynb #002
 import argparse
@@ -56,6 +56,11 @@ def _say(row, path):
     print(f"written: {path}")
 
 
+def _first():
+    """Whether this process is the only one, or the first that torchrun started: the one that writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _new_folder(path):
     """The folder `path`, made when it is not there; InputError when a file is in the way."""
     path = Path(path)
@@ -90,11 +95,12 @@ def train(args):
     """bafe train PRESET: train on trainval_v2 (or --split) into a run folder; last epoch, no choosing."""
     import dataclasses
     from bafe_nb import ledger, training
-    config = training.TrainConfig(preset=args.preset, seed=args.seed, schedule=args.schedule, imagenet=args.imagenet, device=args.device)
+    config = training.TrainConfig(preset=args.preset, seed=args.seed, schedule=args.schedule, imagenet=args.imagenet, device=args.device, workers=args.workers)
     given = {key: value for key, value in (("epochs", args.epochs), ("repeats", args.repeats), ("batch", args.batch)) if value is not None}
     if given: config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, **given))
     data = dataset(args.data, args.split)
     row = training.train(config, data, args.out, resume=args.resume)
+    if not _first(): return
     stamp = ledger.stamp(args.command)
     row = dict(kind="train", data=data_name(args.data, data), split=args.split) | row | stamp
     if args.ledger: ledger.append(args.ledger, row)
@@ -104,12 +110,12 @@ def train(args):
 def _found(args, data):
     """(row, detections) of a classical method, a run folder or a weights file on a dataset."""
     from tqdm import tqdm
-    from bafe_nb import classical, evaluation, scores
+    from bafe_nb import classical, evaluation, scores, training
     if args.model in classical.METHODS:
         bar = tqdm(range(len(data)), desc=args.model, unit="image", leave=False, delay=1)
         found = {data.names[i]: classical.detect(data[i].image, args.model) for i in bar}
         return dict(preset=args.model) | scores.evaluate(found, data, args.protocol, args.threshold), found
-    row, found = evaluation.evaluate(args.model, data, args.protocol, args.threshold)
+    with training.together(args): row, found = evaluation.evaluate(args.model, data, args.protocol, args.threshold, device=training.device_of(args))
     return row | dict(seed=evaluation.seed_of(args.model) if args.seed is None else args.seed), found
 
 
@@ -119,6 +125,7 @@ def evaluate(args):
     if args.model not in classical.METHODS: evaluation.read_model(args.model)
     data = dataset(args.data, args.split)
     row, found = _found(args, data)
+    if not _first(): return
     row = dict(kind="evaluate", method=row["preset"], data=data_name(args.data, data), split=args.split) | row | ledger.stamp(args.command)
     if args.detections: scores.write_detections(args.detections, found)
     if args.ledger: ledger.append(args.ledger, row)
@@ -200,14 +207,48 @@ def reproduce(args):
 
 
 def bench(args):
-    """bafe bench bagcp|train: milliseconds, printed and put into the ledger."""
+    """bafe bench bagcp|train|inference|speedrun: milliseconds, or one run on the stopwatch, printed and put into the ledger."""
     from bafe_nb import bench as timing, ledger
-    rows = timing.BENCHES[args.what](runs=args.runs)
-    print(timing.text(rows))
+    if args.what == "speedrun": rows = [_speedrun(args)]
+    else:
+        rows = timing.BENCHES[args.what](runs=args.runs)
+        print(timing.text(rows))
     if args.ledger:
         for row in rows: ledger.append(args.ledger, dict(kind="bench") | ledger.stamp(args.command) | row)
 
 # %% ../nbs/25_running.ipynb #024
+def _speedrun(args):
+    """One run on the stopwatch in a temporary folder, as a row."""
+    from bafe_nb import bench as timing
+    with tempfile.TemporaryDirectory() as folder:
+        row = timing.speedrun(lambda: (dataset(args.data, "trainval_v2"), dataset(args.data, "test_v2")), folder, args.seed, args.epochs, threads=args.threads)
+    print(f"{row['name']}, seed {row['seed']}: {row['seconds']:.0f} s, mAP07 {row['map07']:.3f}, mAP12 {row['map12']:.3f}; floor {row['floor_seconds']:.0f} s")
+    return row
+
+# %% ../nbs/25_running.ipynb #025
+def ladder(args):
+    """bafe ladder: run every rung of notebook 20 that the ledger lacks."""
+    from bafe_nb import ladder as rungs
+    root = args.data or os.environ.get("BAFE_DATA")
+    if not root: raise InputError("the ladder needs DenseSIRST: give --data DIR or set BAFE_DATA")
+    rungs.ascend(root, args.out, tuple(range(args.seeds)), path=args.ledger, command=args.command)
+
+
+def endure(args):
+    """bafe endure MODEL: recall under noise, blur, less contrast and other generators (notebook 19), one ledger row a condition."""
+    from tqdm import tqdm
+    from bafe_nb import bafenet, classical, evaluation, generators, ledger
+    name, seed, data = args.model, None, dataset(args.data, args.split)
+    if name in classical.METHODS: detect = lambda sample: classical.detect(sample.image, args.model)
+    else:
+        model, seed = bafenet.fold(evaluation.read_model(args.model)[0]), evaluation.seed_of(args.model)
+        name, detect = model.preset.name, lambda sample: evaluation.predict(model, sample).detections
+    bar = lambda items, words: tqdm(items, desc=words, unit="image", leave=False, delay=1)
+    for row in generators.endure(detect, data, progress=bar):
+        print(f"{row['condition']:16} recall {row['recall']:.3f}" + (f", of {row['new']} new targets {row['recall_new']:.3f}" if row["new"] else ""))
+        if args.ledger: ledger.append(args.ledger, dict(kind="robustness", preset=name, seed=seed, split=args.split, data=data_name(args.data, data)) | row | ledger.stamp(args.command))
+
+# %% ../nbs/25_running.ipynb #026
 def write_tables(args):
     """bafe tables: every table from the ledger, as CSV, Markdown and LaTeX."""
     from bafe_nb import bafenet, ledger, tables
@@ -222,13 +263,13 @@ def write_figures(args):
     pictures.style()
     for path in figures.build(args.results, args.out, args.data or densesirst.find_root()): print(path)
 
-# %% ../nbs/25_running.ipynb #025
+# %% ../nbs/25_running.ipynb #027
 def show_demos(args):
     """bafe demo: the demos of notebook 30 as an app in the browser, on this machine only, until Ctrl-C."""
     from bafe_nb import demo
     demo.serve(args.port)
 
-# %% ../nbs/25_running.ipynb #027
+# %% ../nbs/25_running.ipynb #029
 DATA = ("--data", dict(metavar="DIR", help="SIRSTdevkit folder, or the word scenes; default: BAFE_DATA"))
 SPLIT = ("--split", dict(default="test_v2", help="test_v2, val_v2, train_v2 or trainval_v2"))
 PROTOCOL = ("--protocol", dict(default="corrected", help="paper or corrected"))
@@ -237,19 +278,22 @@ JSON = ("--json", dict(metavar="FILE", help="write the result here instead of pr
 LEDGER = ("--ledger", dict(metavar="FILE", help="append a row to this CSV"))
 SEED = ("--seed", dict(type=int, default=0))
 
-# %% ../nbs/25_running.ipynb #028
+# %% ../nbs/25_running.ipynb #030
 VERBS = {
     "train": (train, [("preset", {}), DATA, ("--out", dict(required=True, metavar="RUN")), ("--resume", dict(action="store_true")), SEED, ("--split", dict(default="trainval_v2")),
                       ("--schedule", dict(help="name in training.SCHEDULES; default: the preset's own")), ("--epochs", dict(type=int)), ("--repeats", dict(type=int)), ("--batch", dict(type=int)),
-                      ("--imagenet", dict(metavar="FILE", help="torchvision weights of the ResNet")), ("--device", dict(default="auto")), LEDGER]),
-    "evaluate": (evaluate, [("model", dict(metavar="RUN|WEIGHTS|METHOD", help="run folder, weights file, or top_hat, laplacian_of_gaussian, patch_contrast")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON, ("--detections", dict(metavar="FILE")), ("--seed", dict(type=int)), LEDGER]),
+                      ("--imagenet", dict(metavar="FILE", help="torchvision weights of the ResNet")), ("--device", dict(default="auto")), ("--workers", dict(type=int, default=0, help="loader processes")), LEDGER]),
+    "evaluate": (evaluate, [("model", dict(metavar="RUN|WEIGHTS|METHOD", help="run folder, weights file, or top_hat, laplacian_of_gaussian, patch_contrast")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON, ("--detections", dict(metavar="FILE")), ("--seed", dict(type=int)), ("--device", dict(default="cpu", help="cpu or cuda")), LEDGER]),
     "score": (score, [("file", dict(metavar="DETECTIONS.json")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON]),
     "detect": (detect, [("weights", {}), ("images", dict(nargs="+", metavar="IMAGE")), ("--out", dict(required=True, metavar="DIR")),
                         ("--threshold", dict(type=float, default=0.3)), ("--tile", dict(type=int, help="side of tiles in pixels, for large images"))]),
     "import-official": (import_official, [("checkpoint", {}), ("out", dict(metavar="OUT.safetensors"))]),
     "presets": (presets, [JSON]),
     "reproduce": (reproduce, [DATA, ("--out", dict(default="reproduction", metavar="DIR")), ("--preset", dict(default="bafe-small")), SEED, LEDGER]),
-    "bench": (bench, [("what", dict(choices=("bagcp", "train"))), ("--runs", dict(type=int, default=5)), LEDGER]),
+    "bench": (bench, [("what", dict(choices=("bagcp", "train", "inference", "speedrun"))), ("--runs", dict(type=int, default=5)), DATA, SEED,
+                      ("--epochs", dict(type=int, default=10, help="of the speedrun")), ("--threads", dict(type=int, default=2, help="of the speedrun")), LEDGER]),
+    "ladder": (ladder, [DATA, ("--out", dict(default="runs/ladder", metavar="DIR")), ("--seeds", dict(type=int, default=3)), ("--ledger", dict(default="results/ledger.csv"))]),
+    "endure": (endure, [("model", dict(metavar="RUN|WEIGHTS|METHOD")), DATA, SPLIT, LEDGER]),
     "tables": (write_tables, [("--ledger", dict(default="results/ledger.csv")), ("--out", dict(default="figures"))]),
     "figures": (write_figures, [("--results", dict(default="results")), ("--out", dict(default="figures")), DATA]),
     "demo": (show_demos, [("--port", dict(type=int, default=8866, help="8866; 0: any free one"))])}
@@ -258,7 +302,7 @@ DATA_VERBS = {
     "verify": (verify, [("dir", {})]),
     "stats": (stats, [("dir", {}), JSON, LEDGER])}
 
-# %% ../nbs/25_running.ipynb #029
+# %% ../nbs/25_running.ipynb #031
 def _add(parsers, verbs):
     """Fill sub-parsers from a table of verbs."""
     for name, (function, words) in verbs.items():
@@ -277,7 +321,7 @@ def parser():
     _add(data.add_subparsers(metavar="verb", required=True, parser_class=Parser), DATA_VERBS)
     return main
 
-# %% ../nbs/25_running.ipynb #030
+# %% ../nbs/25_running.ipynb #032
 def main(words=None):
     """Run `bafe` with a list of words (default: the command line); returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     words = sys.argv[1:] if words is None else list(words)
@@ -285,9 +329,12 @@ def main(words=None):
         args = parser().parse_args(words)
         args.command = shlex.join(["bafe", *words])
         return args.function(args) or 0
-    except InputError as error: print(f"bafe: {error}", file=sys.stderr)
+    except InputError as error: print(f"bafe: {'' if _first() else 'process ' + os.environ['RANK'] + ': '}{error}", file=sys.stderr)
     except OSError as error: print(f"bafe: {error.filename or 'system'}: {error.strerror or error}; check the path, the space and the rights", file=sys.stderr)
     except KeyboardInterrupt:
         print("bafe: interrupted; a run goes on with --resume", file=sys.stderr)
         return 130
     return 2
+
+# %% ../nbs/25_running.ipynb #034
+if __name__ == "__main__" and __spec__: sys.exit(main())

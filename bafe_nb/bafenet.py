@@ -128,12 +128,12 @@ class BAFENet(nn.Module):
         mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (self.preset.mean, self.preset.std))
         return (images[:, None].float() - mean) / std
 
-
+# %% ../nbs/10_bafenet.ipynb #017
 def build(preset):
     """BAFENet of a preset (name or Preset): fresh weights from torch's random generator, in training mode. InputError for an unknown one."""
     return BAFENet(find_preset(preset))
 
-# %% ../nbs/10_bafenet.ipynb #028
+# %% ../nbs/10_bafenet.ipynb #029
 def _conv_cost(args, out): return args[1].numel() * out.numel() // out.shape[1]
 def _linear_cost(args, out): return args[1].numel() * out.numel() // out.shape[-1]
 def _value_cost(factor): return lambda args, out: factor * out.numel()
@@ -141,7 +141,7 @@ def _value_cost(factor): return lambda args, out: factor * out.numel()
 
 COSTS = {torch.conv2d: _conv_cost, F.linear: _linear_cost, F.batch_norm: _value_cost(2), F.group_norm: _value_cost(5), F.interpolate: _value_cost(1)}
 
-# %% ../nbs/10_bafenet.ipynb #031
+# %% ../nbs/10_bafenet.ipynb #032
 class Counting(TorchFunctionMode):
     """Context that adds up multiply-adds under the name of the running module: `cost`, a Counter."""
 
@@ -164,7 +164,7 @@ class Counting(TorchFunctionMode):
         for hook in self.hooks: hook.remove()
         return super().__exit__(*error)
 
-# %% ../nbs/10_bafenet.ipynb #034
+# %% ../nbs/10_bafenet.ipynb #035
 def _conv_norm(name, c_in, c_out, norm, k=1):
     """Names and shapes of a convolution without bias and a norm under it."""
     return {f"{name}.conv.weight": (c_out, c_in, k, k), f"{name}.{norm}.weight": (c_out,), f"{name}.{norm}.bias": (c_out,)}
@@ -182,7 +182,7 @@ _LAYERS = {
     **_conv_bias("convs_reg.1.layer.0", 128, 256, 3), "convs_reg.1.layer.1.weight": (256,), "convs_reg.1.layer.1.bias": (256,)}
 UNUSED = {"bbox_head." + name: shape for name, shape in _LAYERS.items()}
 
-# %% ../nbs/10_bafenet.ipynb #036
+# %% ../nbs/10_bafenet.ipynb #037
 NEVER_TRAINED = tuple(f"bbox_head.ChannelEx.attention_mask.{layer}.{kind}"
                       for layer in ("conv0", "conv_spatial", "conv1", "conv2", "conv_squeeze", "conv") for kind in ("weight", "bias"))
 
@@ -191,7 +191,7 @@ def unused(preset):
     """Name -> shape of the parameters that the authors register beside this model and never use; {} for the suite's own presets."""
     return UNUSED if find_preset(preset).official else {}
 
-# %% ../nbs/10_bafenet.ipynb #039
+# %% ../nbs/10_bafenet.ipynb #040
 def _part(name):
     """The row of the table that a layer belongs to: backbone, neck, or a layer group of the head."""
     words = name.split(".")
@@ -215,7 +215,7 @@ def count(preset, size=512):
     for name, cost in counting.cost.items(): add(name, "multiply_adds", cost)
     return sum(r["parameters"] for r in table.values()), sum(r["multiply_adds"] for r in table.values()), table
 
-# %% ../nbs/10_bafenet.ipynb #052
+# %% ../nbs/10_bafenet.ipynb #053
 class Stub:
     """Stands for every object a checkpoint names that is no tensor: takes any arguments, keeps nothing, does nothing."""
 
@@ -234,7 +234,7 @@ class Names(dict):
 
     def __setstate__(self, state): pass
 
-# %% ../nbs/10_bafenet.ipynb #053
+# %% ../nbs/10_bafenet.ipynb #054
 DTYPES = dict(FloatStorage=torch.float32, HalfStorage=torch.float16, DoubleStorage=torch.float64, BFloat16Storage=torch.bfloat16,
               LongStorage=torch.int64, IntStorage=torch.int32, ShortStorage=torch.int16, CharStorage=torch.int8,
               ByteStorage=torch.uint8, BoolStorage=torch.bool)
@@ -251,7 +251,7 @@ def _tensor(storage, offset, size, stride, *_):
 REBUILD = {("torch._utils", "_rebuild_tensor_v2"): _tensor, ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
            ("collections", "OrderedDict"): Names}
 
-# %% ../nbs/10_bafenet.ipynb #055
+# %% ../nbs/10_bafenet.ipynb #056
 class TensorUnpickler(pickle.Unpickler):
     """Unpickler that can make tensors and plain containers only; every other name becomes a Stub and is never imported.
 
@@ -273,7 +273,7 @@ class TensorUnpickler(pickle.Unpickler):
             self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         return self.storages[key]
 
-# %% ../nbs/10_bafenet.ipynb #056
+# %% ../nbs/10_bafenet.ipynb #057
 def _open_archive(archive, path):
     """Contents of a torch zip archive: tensors and plain containers."""
     names = archive.namelist()
@@ -287,7 +287,7 @@ def _open_archive(archive, path):
     with archive.open(pickled[0]) as file:
         return TensorUnpickler(file, lambda key: archive.read(f"{folder}data/{key}")).load()
 
-# %% ../nbs/10_bafenet.ipynb #057
+# %% ../nbs/10_bafenet.ipynb #058
 def read_checkpoint(path):
     """What a torch checkpoint holds, without running any code it carries: tensors, numbers, text, lists, dicts; a Stub for the rest.
 
@@ -302,7 +302,7 @@ def read_checkpoint(path):
     except Exception as error:
         raise InputError(f"{path}: damaged checkpoint ({type(error).__name__}: {str(error)[:80]}): get the file again") from None
 
-# %% ../nbs/10_bafenet.ipynb #060
+# %% ../nbs/10_bafenet.ipynb #061
 def read_state(path):
     """Name -> tensor of the weights in a checkpoint, with or without mmengine's wrapping; every float becomes float32. Raises InputError."""
     state = read_checkpoint(path)
@@ -320,7 +320,7 @@ def infer_preset(names, path):
     if "bbox_head.LSKModule.conv0.weight" in names: return PRESETS[f"paper-{depth}"]
     raise InputError(f"{path}: {len(names)} tensors but no head of BAFE-Net among them (bbox_head.ChannelEx): give a checkpoint of BAFE-Net")
 
-# %% ../nbs/10_bafenet.ipynb #061
+# %% ../nbs/10_bafenet.ipynb #062
 _UNUSED_LAYERS = {name.rsplit(".", 1)[0] for name in UNUSED}
 
 
@@ -342,7 +342,7 @@ def load_official(path):
     state = read_state(path)
     return _fitted(infer_preset(state, path), state, path)[0]
 
-# %% ../nbs/10_bafenet.ipynb #065
+# %% ../nbs/10_bafenet.ipynb #066
 def _halved(tensor):
     """float16 where no value overflows it, else unchanged."""
     if not tensor.is_floating_point(): return tensor
@@ -365,7 +365,7 @@ def save_weights(model, path, half=False):
     finally:
         if part.exists(): part.unlink()
 
-# %% ../nbs/10_bafenet.ipynb #066
+# %% ../nbs/10_bafenet.ipynb #067
 def _tuples(value):
     """Lists of JSON as tuples, at any depth."""
     if isinstance(value, list): return tuple(_tuples(v) for v in value)
@@ -382,7 +382,7 @@ def _preset_of(text, path):
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(f"{path}: its preset cannot be read ({error}): give weights that this version of bafe wrote") from None
 
-# %% ../nbs/10_bafenet.ipynb #067
+# %% ../nbs/10_bafenet.ipynb #068
 def load_weights(path):
     """BAFENet in eval mode, float32, from a file of `save_weights`. Raises InputError for a missing, wrong or cut-off file."""
     try:
@@ -393,7 +393,7 @@ def load_weights(path):
         raise InputError(f"{path}: cannot read weights ({str(error).splitlines()[0]}): give a whole .safetensors file of bafe") from None
     return _fitted(preset, {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, path)[0]
 
-# %% ../nbs/10_bafenet.ipynb #070
+# %% ../nbs/10_bafenet.ipynb #071
 def import_official(path, out):
     """Turn a checkpoint of the authors into safetensors at `out`; returns the sorted names left out, all of layers in UNUSED. Raises InputError."""
     state = read_state(path)
@@ -401,7 +401,7 @@ def import_official(path, out):
     save_weights(model, out)
     return left_out
 
-# %% ../nbs/10_bafenet.ipynb #073
+# %% ../nbs/10_bafenet.ipynb #074
 def _exchanged(head):
     """Swap the filters of a fine head's two towers where its learnable exchange swaps channels, and take the exchange out."""
     exchange = getattr(head, "ChannelEx", None)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from . import bafenet, fine, scores
+from . import bafenet, fine, scores, training
 from . import boxes as box
 from . import head as heads
 from .boxes import InputError
@@ -181,15 +181,21 @@ def seed_of(source):
 
 # %% ../nbs/12_evaluation.ipynb #038
 def predict_all(model, dataset, progress=True, **options):
-    """Image name -> Prediction for all samples; options go to `predict`. Returns the dictionary and the mean milliseconds an image, without reading it."""
+    """Image name -> Prediction for all samples; options go to `predict`. Returns the dictionary and the mean milliseconds an image, without reading it.
+
+    Where several processes work together (training.together), each takes every W-th image, and all of them return all predictions.
+    """
     model, found, spent = bafenet.fold(model), {}, 0.0
-    for i in tqdm(range(len(dataset)), desc="predict", unit="image", disable=not progress, leave=False, delay=1):
+    rank, count = training.processes()
+    for i in tqdm(range(rank, len(dataset), count), desc="predict", unit="image", disable=not progress or rank > 0, leave=False, delay=1):
         sample = dataset[i]
         start = time.perf_counter()
-        found[sample.name] = predict(model, sample, **options)
+        found[i] = sample.name, predict(model, sample, **options)
         spent += time.perf_counter() - start
-    if not found: raise InputError("the dataset is empty: name a split with images")
-    return found, 1000 * spent / len(found)
+    parts, spent = zip(*training.gathered((found, spent)))
+    everything = {i: named for part in parts for i, named in part.items()}
+    if not everything: raise InputError("the dataset is empty: name a split with images")
+    return dict(everything[i] for i in sorted(everything)), 1000 * sum(spent) / len(everything)
 
 # %% ../nbs/12_evaluation.ipynb #039
 def score(predictions, dataset, protocol="corrected", threshold=None):

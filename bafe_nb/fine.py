@@ -18,7 +18,7 @@ from . import boxes as boxlib
 from . import exchange as exchanges
 from .boxes import InputError
 from .head import PRIOR, ConvNorm, HeadConfig, assign
-from .losses import overlap, resample, sky_loss
+from .losses import overlap, resample, shared, shared_mean, sky_loss
 
 # %% ../nbs/09b_fine_head.ipynb #005
 CENTRAL, HALF_PIXEL = 0.2, 0.51
@@ -124,8 +124,7 @@ class FineHead(nn.Module):
         self.target_conv = ConvNorm(c.in_channels, c.channels, "batch")
         if c.sky:
             self.sky_conv = ConvNorm(c.in_channels, c.channels, "batch")
-            self.ChannelEx = exchanges.build(c.exchange, c.channels, c.p)
-            self.conv_sky = nn.Conv2d(c.channels, 1, 1)
+            self.ChannelEx, self.conv_sky = exchanges.build(c.exchange, c.channels, c.p), nn.Conv2d(c.channels, 1, 1)
         self.conv_target = nn.Conv2d(c.channels, 2 * c.finer ** 2, 1)
         self.box = _box_branch(c)
         nn.init.normal_(self.conv_target.weight, std=0.01)
@@ -162,9 +161,9 @@ RARE, LOUD = 5.0, 10.0              # weight of a target pixel against a backgro
 
 def target_mask_loss(logits, truth):
     """Loss of target-mask logits (n, h, w) against float 0/1 masks of that shape, a scalar: LOUD times weighted cross-entropy plus 1 - soft Dice."""
-    entropy = F.binary_cross_entropy_with_logits(logits, truth, torch.where(truth > 0, RARE, 1.0))
+    entropy = shared_mean(F.binary_cross_entropy_with_logits(logits, truth, torch.where(truth > 0, RARE, 1.0)), truth.numel())
     p = logits.sigmoid()
-    return LOUD * entropy + 1 - (2 * (p * truth).sum() + 1) / (p.sum() + truth.sum() + 1)
+    return LOUD * entropy + 1 - (2 * shared((p * truth).sum()) + 1) / (shared(p.sum()) + shared(truth.sum()) + 1)
 
 
 def _class_loss(maps, place, positive, quality):
@@ -172,7 +171,7 @@ def _class_loss(maps, place, positive, quality):
     logits = maps.classes.float().flatten()
     truth = torch.zeros_like(logits); truth[place[positive]] = quality[positive]
     counted = torch.ones_like(logits); counted[place[~positive]] = 0
-    return (quality_focal(logits, truth) * counted).sum() / positive.sum().clamp(min=1)
+    return shared((quality_focal(logits, truth) * counted).sum()) / shared(positive.sum()).clamp(min=1)
 
 # %% ../nbs/09b_fine_head.ipynb #026
 def fine_losses(head, maps, boxes, sky, targets):
@@ -185,10 +184,10 @@ def fine_losses(head, maps, boxes, sky, targets):
     found = assign(boxes, [(h, w)], EVERY_PIXEL, maps.classes.device)
     place, truth = found.places[0], found.boxes[0].float()
     logits = head.sides(maps, place // (h * w), place // w % h, place % w)
-    shared, union, _ = overlap(measured(logits.detach()), truth)
-    parts = {"class": _class_loss(maps, place, central(truth), shared / union.clamp(min=1e-6)),
-             "box": side_loss(logits, truth).sum() / max(len(place), 1)}
-    if maps.sky is not None: parts["sky"] = sky_loss(maps.sky[:, 0].float(), resample(sky, *maps.sky.shape[-2:])).mean()
+    both, union, _ = overlap(measured(logits.detach()), truth)
+    parts = {"class": _class_loss(maps, place, central(truth), both / union.clamp(min=1e-6)),
+             "box": shared(side_loss(logits, truth).sum()) / max(shared(len(place), logits.device), 1)}
+    if maps.sky is not None: parts["sky"] = shared_mean(sky_loss(maps.sky[:, 0].float(), resample(sky, *maps.sky.shape[-2:])).mean(), maps.sky.numel())
     parts["mask"] = target_mask_loss(maps.mask[:, 0].float(), targets.float())
     return parts | {"total": sum(FINE_WEIGHTS[name] * value for name, value in parts.items())}
 

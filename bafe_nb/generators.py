@@ -49,7 +49,7 @@ GENERATORS = {g.name: g for g in (
     Generator("near", "gauss", (0.7, 1.1), (1.0, 1.4), (25, 110), (5, 9), 24),
     Generator("far", "plateau", (1.0, 2.0), (1.5, 2.5), (15, 70), (3, 7), 44))}
 
-
+# %% ../nbs/19_generators.ipynb #009
 def profile(generator, dx, dy, width, stretch, angle):
     """Brightness in [0, 1] at offsets dx, dy (arrays, pixels) from the centre of a target turned by `angle` radians."""
     u = (dx * np.cos(angle) + dy * np.sin(angle)) / (width * stretch)
@@ -58,7 +58,7 @@ def profile(generator, dx, dy, width, stretch, angle):
     if generator.profile == "plateau": return 1 / (1 + (u ** 2 + v ** 2) ** 3)
     raise InputError(f"generator {generator.name}: profile {generator.profile!r} is unknown: use 'gauss' or 'plateau'")
 
-# %% ../nbs/19_generators.ipynb #010
+# %% ../nbs/19_generators.ipynb #011
 EDGE, REACH, GAP = 0.1, 8, 3        # share of the peak that still belongs to a target; half a patch and free pixels round a target, in pixels
 
 
@@ -70,7 +70,7 @@ def one_target(sample, generator, x, y, rng):
     around = sample.image[y - REACH:y + REACH + 1, x - REACH:x + REACH + 1]
     return shape / shape.max() * max(rng.uniform(*generator.peak), generator.clear * around.std())
 
-# %% ../nbs/19_generators.ipynb #011
+# %% ../nbs/19_generators.ipynb #012
 def _free(sample, taken, x, y):
     """Whether a patch about pixel (x, y) lies inside the image, in sky, away from all targets."""
     h, w = sample.image.shape
@@ -78,7 +78,7 @@ def _free(sample, taken, x, y):
     small, patch = (np.s_[y - k:y + k + 1, x - k:x + k + 1] for k in (GAP, REACH))
     return sample.sky[patch].all() and not taken[small].any()
 
-
+# %% ../nbs/19_generators.ipynb #013
 def add_cluster(sample, generator, rng, tries=200):
     """(Sample with a cluster of the generator's targets in its sky, number of them); boxes of the new targets come last. Nothing is added where nothing fits."""
     image, targets, taken, boxes = sample.image.astype(np.float32), sample.targets.copy(), sample.targets.copy(), []
@@ -100,7 +100,7 @@ def _with(sample, image, targets, boxes):
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
     return dataclasses.replace(sample, image=image, targets=targets, boxes=np.concatenate((sample.boxes, boxes)), real=np.concatenate((sample.real, np.zeros(len(boxes), bool))))
 
-# %% ../nbs/19_generators.ipynb #016
+# %% ../nbs/19_generators.ipynb #018
 def centre_hits(detections, boxes, radius=3.0):
     """For detections (n, 5) of one image, by falling score, the index of the box (m, 4) that each finds by its centre, or -1: int64 (n,)."""
     found, free = np.full(len(detections), -1), np.ones(len(boxes), bool)
@@ -112,7 +112,7 @@ def centre_hits(detections, boxes, radius=3.0):
         if distance[j] <= radius: found[k] = j; free[j] = False
     return found
 
-
+# %% ../nbs/19_generators.ipynb #019
 def recall_at_precision(detections, boxes, fresh, precision=0.9):
     """(recall of the fresh targets, recall of all, score) at the lowest score at which the precision by centres is still `precision`.
 
@@ -128,7 +128,7 @@ def recall_at_precision(detections, boxes, fresh, precision=0.9):
     new, all_new = sum(s.sum() for s in seen), sum(f.sum() for f in fresh)
     return float(new / max(all_new, 1)), sum(map(len, seen)) / max(sum(map(len, fresh)), 1), float(cut)
 
-# %% ../nbs/19_generators.ipynb #019
+# %% ../nbs/19_generators.ipynb #022
 def _grown(name): return lambda sample, rng: add_cluster(sample, GENERATORS[name], rng)[0]
 def _seen(change): return lambda sample, rng: dataclasses.replace(sample, image=change(sample.image, rng))
 
@@ -150,7 +150,7 @@ class Changed:
     def __getitem__(self, i): return CONDITIONS[self.condition](self.dataset[i], np.random.default_rng((7, self.seed, i)))
     def fresh(self, sample, i): return np.arange(len(sample.boxes)) >= len(self.dataset[i].boxes)
 
-# %% ../nbs/19_generators.ipynb #022
+# %% ../nbs/19_generators.ipynb #025
 def endure(detect, dataset, conditions=tuple(CONDITIONS), progress=None):
     """Rows, one a condition: recall of all and of fresh targets by the centre at precision 0.9. detect: Sample -> detections (n, 5)."""
     rows = []

@@ -2,12 +2,13 @@
 
 # %% auto #0
 __all__ = ['IGNORED', 'WEIGHTS', 'focal', 'overlap', 'iou_loss', 'centerness_loss', 'sky_loss', 'resample', 'occupied',
-           'mask_loss', 'Positives', 'gather', 'compute']
+           'processes', 'shared', 'shared_mean', 'mask_loss', 'Positives', 'gather', 'compute']
 
 # %% ../nbs/09_losses.ipynb #002
 from typing import NamedTuple
 
 import torch
+import torch.distributed as distributed
 import torch.nn.functional as F
 
 from .boxes import InputError
@@ -27,8 +28,8 @@ def overlap(a, b):
     """Intersection, union and enclosing area (k,) of boxes around a shared location, given as distances l, t, r, b (k, 4) in pixels."""
     low, high = torch.minimum(a, b), torch.maximum(a, b)
     area = lambda d: (d[:, 0] + d[:, 2]) * (d[:, 1] + d[:, 3])
-    shared = (low[:, 0] + low[:, 2]).clamp(min=0) * (low[:, 1] + low[:, 3]).clamp(min=0)
-    return shared, area(a) + area(b) - shared, area(high)
+    both = (low[:, 0] + low[:, 2]).clamp(min=0) * (low[:, 1] + low[:, 3]).clamp(min=0)
+    return both, area(a) + area(b) - both, area(high)
 
 
 def iou_loss(a, b, enclosing=False, smallest=1e-6):
@@ -37,8 +38,8 @@ def iou_loss(a, b, enclosing=False, smallest=1e-6):
     enclosing=True adds (C - U) / C, C the area of the smallest box around both (GIoU's term): boxes apart from each other,
     for which the IoU is flat at zero, then still feel which way to go.
     """
-    shared, union, around = overlap(a, b)
-    loss = -(shared / union.clamp(min=smallest)).clamp(min=smallest).log()
+    both, union, around = overlap(a, b)
+    loss = -(both / union.clamp(min=smallest)).clamp(min=smallest).log()
     return loss + (around - union) / around.clamp(min=smallest) if enclosing else loss
 
 # %% ../nbs/09_losses.ipynb #019
@@ -66,14 +67,37 @@ def occupied(mask, h, w):
     return F.adaptive_max_pool2d(mask[:, None].float(), (h, w))[:, 0]
 
 # %% ../nbs/09_losses.ipynb #027
+def processes():
+    """(number of this process, number of processes) of a data-parallel run; (0, 1) without one."""
+    if not (distributed.is_available() and distributed.is_initialized()): return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def shared(x, device=None):
+    """The sum of x, a number or 0-d tensor, over all processes; x itself when there is one process. Every process must call it, equally often.
+
+    A tensor keeps its dtype, and its gradient counts as often as there are processes, since their gradients are averaged. A number becomes float32 on `device`.
+    """
+    count = processes()[1]
+    if count == 1: return x
+    total = torch.as_tensor(x, dtype=torch.float64, device=device).detach().clone()
+    distributed.all_reduce(total)
+    return total.to(x.dtype) + count * (x - x.detach()) if torch.is_tensor(x) else total.float()
+
+
+def shared_mean(mean, count):
+    """The mean over all processes from the `mean` (0-d tensor) of each over `count` elements; the mean itself when there is one process."""
+    return mean if processes()[1] == 1 else shared(mean * count) / shared(count, mean.device)
+
+# %% ../nbs/09_losses.ipynb #030
 def mask_loss(logits, truth):
     """Target-mask loss of one map, a scalar: mean binary cross-entropy plus 1 - soft IoU over the batch; logits, truth (n, h, w)."""
     p = logits.sigmoid()
-    shared = (p * truth).sum()
-    soft = (shared + 1) / (p.sum() + truth.sum() - shared + 1)
-    return F.binary_cross_entropy_with_logits(logits, truth) + 1 - soft
+    both = shared((p * truth).sum())
+    soft = (both + 1) / (shared(p.sum()) + shared(truth.sum()) - both + 1)
+    return shared_mean(F.binary_cross_entropy_with_logits(logits, truth), truth.numel()) + 1 - soft
 
-# %% ../nbs/09_losses.ipynb #030
+# %% ../nbs/09_losses.ipynb #033
 class Positives(NamedTuple):
     """What the maps say at the positive locations of one level: boxes (k, 4) distances in pixels, centerness logits (k,)."""
     boxes: torch.Tensor
@@ -86,7 +110,7 @@ def gather(maps, level, places):
     image, row, column = places // (h * w), places // w % h, places % w
     return Positives(maps.boxes[level][image, :, row, column].float(), maps.centerness[level][image, 0, row, column].float())
 
-# %% ../nbs/09_losses.ipynb #032
+# %% ../nbs/09_losses.ipynb #035
 def _class_sum(maps, places):
     """Focal loss summed over all locations of all levels, before division by the number of positives."""
     total = 0
@@ -103,19 +127,18 @@ def _sky_mean(maps, sky):
     for logits in maps.sky:
         value = sky_loss(logits[:, 0].float(), resample(sky, *logits.shape[-2:]))
         total, count = total + value.sum(), count + value.numel()
-    return total / count
+    return shared(total) / shared(count, total.device)
 
-# %% ../nbs/09_losses.ipynb #033
+# %% ../nbs/09_losses.ipynb #036
 def _box_and_centerness(maps, targets, enclosing):
     """The two losses of the positives. With no positive both are zero and still hang on the maps, so that every gradient exists."""
     found = [gather(maps, k, place) for k, place in enumerate(targets.places)]
     boxes, logits = torch.cat([f.boxes for f in found]), torch.cat([f.centerness for f in found])
-    if not len(logits): return boxes.sum(), logits.sum()
     truth, centre = torch.cat(targets.boxes), torch.cat(targets.centerness)
-    box = (iou_loss(boxes, truth, enclosing) * centre).sum() / centre.sum().clamp(min=1e-6)
-    return box, centerness_loss(logits, centre).sum() / len(logits)
+    box = shared((iou_loss(boxes, truth, enclosing) * centre).sum()) / shared(centre.sum()).clamp(min=1e-6)
+    return box, shared(centerness_loss(logits, centre).sum()) / max(shared(len(logits), logits.device), 1)
 
-# %% ../nbs/09_losses.ipynb #035
+# %% ../nbs/09_losses.ipynb #038
 WEIGHTS = {"class": 1.0, "box": 1.0, "centerness": 1.0, "sky": 1.0, "mask": 1.0}   # of the sum, by name
 
 
@@ -139,7 +162,7 @@ def _weighted(parts, weights):
     if unknown: raise InputError(f"loss weight {unknown[0]!r} is unknown: use {', '.join(WEIGHTS)}")
     return sum((WEIGHTS | (weights or {}))[name] * value for name, value in parts.items())
 
-# %% ../nbs/09_losses.ipynb #036
+# %% ../nbs/09_losses.ipynb #039
 def compute(maps, boxes, sky, config, target_masks=None, weights=None):
     """All losses of a batch: dict of scalar tensors class, box, centerness, (sky, mask,) total; computed in float32.
 
@@ -151,8 +174,8 @@ def compute(maps, boxes, sky, config, target_masks=None, weights=None):
     if len(boxes) != len(first): raise InputError(f"{len(boxes)} lists of boxes for {len(first)} images: pass one (n, 4) array per image, empty if it has no target")
     with torch.autocast(first.device.type, enabled=False):
         targets = assign(boxes, [m.shape[-2:] for m in maps.classes], config, first.device)
-        positives = max(sum(len(p) for p in targets.places), 1)
-        parts = {"class": _class_sum(maps, targets.places) / positives}
+        positives = max(shared(sum(len(p) for p in targets.places), first.device), 1)
+        parts = {"class": shared(_class_sum(maps, targets.places)) / positives}
         parts["box"], parts["centerness"] = _box_and_centerness(maps, targets, config.encoding == "centre")
         if maps.sky: parts["sky"] = _sky_mean(maps, _as_masks(sky, maps, "sky"))
         if config.target_mask: parts["mask"] = _mask_mean(maps, _as_masks(target_masks, maps, "target_masks"))

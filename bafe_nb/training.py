@@ -7,7 +7,8 @@ read and by how many processes: none of this changes one bit of the weights (on 
 __all__ = ['CHOICES', 'SCHEDULES', 'Steps', 'Schedule', 'schedule_of', 'steps_an_epoch', 'learning_rate', 'groups', 'optimiser',
            'flip', 'squeeze', 'pad', 'crop', 'window', 'arrange', 'brighten', 'as_read', 'labelled', 'target_source',
            'Examples', 'Batch', 'batch', 'Keys', 'loader', 'TrainConfig', 'description', 'device_of', 'write_whole',
-           'Average', 'Run', 'save', 'restore', 'loss_of', 'advance', 'collect', 'begin', 'train']
+           'Average', 'together', 'by_first', 'gathered', 'LossModule', 'Run', 'save', 'restore', 'loss_of', 'advance',
+           'collect', 'begin', 'train']
 
 # %% ../nbs/11_training.ipynb #002
 import contextlib
@@ -29,6 +30,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+import torch.distributed as distributed
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -36,6 +39,7 @@ from . import backbone, bafenet, bagcp, fine, losses
 from . import boxes as box
 from .boxes import InputError
 from .densesirst import DenseSIRST
+from .losses import processes
 
 # %% ../nbs/11_training.ipynb #009
 @dataclass(frozen=True)
@@ -70,9 +74,7 @@ class Schedule(Steps):
     squeeze: side in pixels to which every image is stretched, or None. crop: side of a random window, or None; with probability `focus` it is put round a
     target. flips: 'none', 'horizontal' or 'dihedral'. paste: a name in bagcp.PASTES; our own law takes targets from at most `bank` images.
     boxes: 'corrected' or 'paper' (minus one); consistent: minus-one boxes are mirrored as the half-open boxes they stand for. real: share of the target
-    windows put round a real target where the image has one. gain, offset: grey levels become g * level + o, g in 1 -+ gain, o in -+ offset. InputError for
-    a word or number that cannot be.
-    """
+    windows round a real target. gain, offset: levels become g * level + o, g in 1 -+ gain, o in -+ offset. InputError for what cannot be."""
     squeeze: int | None = None
     crop: int | None = 256
     focus: float = 0.5
@@ -262,7 +264,6 @@ class Examples:
         self.bank = bagcp.TargetBank(target_source(self.data, i * n // most, schedule) for i in range(most)) if most else None
 
     def __len__(self): return len(self.data) * self.schedule.repeats
-
     def order(self, epoch):
         """The order of the examples in an epoch: a permutation of range(len(self)), int64."""
         return np.random.default_rng((1, self.seed, epoch)).permutation(len(self))
@@ -271,9 +272,8 @@ class Examples:
         rng, s = np.random.default_rng((2, self.seed, *key)), self.schedule
         late = s.consistent and s.boxes == "paper"          # minus one after the flips instead of before
         sample = arrange(labelled(self.data, key[1] % len(self.data), "corrected" if late else s.boxes), s, rng)
-        if self.law.law != "none":
-            source = self.bank or target_source(self.data, rng.integers(len(self.data)), s)
-            sample = bagcp.paste(sample, source, self.law, rng)[0]
+        source = None if self.law.law == "none" else self.bank or target_source(self.data, rng.integers(len(self.data)), s)
+        if source is not None: sample = bagcp.paste(sample, source, self.law, rng)[0]
         if late: sample = dataclasses.replace(sample, boxes=box.shift(sample.boxes, -1, -1))
         return brighten(sample, s, rng)
 
@@ -295,11 +295,18 @@ def batch(samples):
 
 # %% ../nbs/11_training.ipynb #054
 class Keys:
-    """All batches from optimiser step `start` to the end as lists of keys (epoch, k): what a DataLoader takes as its batch sampler."""
+    """All batches from optimiser step `start` to the end as lists of keys (epoch, k): what a DataLoader takes as its batch sampler.
+
+    `whole()` gives the batches; iteration gives the part of each that this process computes: every W-th key, where W processes work together.
+    """
     def __init__(self, examples, start=0):
         self.examples, self.start = examples, start
 
     def __iter__(self):
+        rank, count = processes()
+        return (keys[rank::count] for keys in self.whole())
+
+    def whole(self):
         s = self.examples.schedule
         an_epoch = steps_an_epoch(s, len(self.examples.data))
         for epoch in range(self.start // an_epoch, s.epochs):
@@ -308,7 +315,7 @@ class Keys:
             for step in range(first, an_epoch):
                 yield [(epoch, int(k)) for k in order[step * s.batch:(step + 1) * s.batch]]
 
-
+# %% ../nbs/11_training.ipynb #056
 def _alone(worker): cv2.setNumThreads(0)
 
 
@@ -317,7 +324,7 @@ def loader(examples, start=0, workers=0):
     return DataLoader(examples, batch_sampler=Keys(examples, start), collate_fn=batch, num_workers=workers, generator=torch.Generator(),
                       worker_init_fn=_alone, pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None)
 
-# %% ../nbs/11_training.ipynb #057
+# %% ../nbs/11_training.ipynb #059
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run. preset: a name in bafenet.PRESETS or a Preset. schedule: a Schedule, a name in SCHEDULES, or None for the preset's own.
@@ -340,7 +347,7 @@ class TrainConfig:
     def __post_init__(self):
         for field, value in zip(("preset", "schedule"), _resolved(self)): object.__setattr__(self, field, value)
 
-# %% ../nbs/11_training.ipynb #058
+# %% ../nbs/11_training.ipynb #060
 def _resolved(config):
     """Preset and Schedule of a configuration, from names where it has names; a ResNet with random weights gets normalisation that is trained."""
     preset, schedule = bafenet.find_preset(config.preset), config.schedule
@@ -350,7 +357,7 @@ def _resolved(config):
     if schedule not in SCHEDULES: raise InputError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
     return preset, SCHEDULES[schedule]
 
-# %% ../nbs/11_training.ipynb #059
+# %% ../nbs/11_training.ipynb #061
 def description(config, data):
     """What decides the outcome of a run, as plain data for config.json: preset, schedule, seed, precision, start weights and the images."""
     names = "\n".join(map(str, getattr(data, "names", range(len(data)))))
@@ -368,7 +375,7 @@ def _difference(a, b, where=""):
         if found: return found
     return None
 
-# %% ../nbs/11_training.ipynb #060
+# %% ../nbs/11_training.ipynb #062
 def device_of(config):
     """The torch device of a configuration: 'auto' is a GPU where there is one."""
     if config.device == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -382,7 +389,7 @@ def _precision(config):
     if config.precision != "auto": return config.precision
     return "bf16" if device_of(config).type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
-# %% ../nbs/11_training.ipynb #063
+# %% ../nbs/11_training.ipynb #065
 def write_whole(path, data):
     """Write bytes to `path` so that a reader, or the next run after a kill or a full disk, sees the old file or the new one and never a part."""
     path = Path(path)
@@ -399,7 +406,7 @@ def write_whole(path, data):
         with contextlib.suppress(OSError): part.unlink()
         raise InputError(f"{path} cannot be written ({error.strerror}): free some space or choose another folder; what was there is intact") from None
 
-# %% ../nbs/11_training.ipynb #066
+# %% ../nbs/11_training.ipynb #068
 class Average:
     """Exponential moving average of a model's weights and running statistics: a = d * a + (1 - d) * w, with d rising to `decay` over the first steps."""
     def __init__(self, model, decay):
@@ -413,7 +420,81 @@ class Average:
             if mine.is_floating_point(): mine.lerp_(theirs, 1 - d)
             else: mine.copy_(theirs)
 
-# %% ../nbs/11_training.ipynb #069
+# %% ../nbs/11_training.ipynb #071
+def _take_gpu():
+    """Make the GPU of this process's number on its machine the current one; InputError when there is none for it."""
+    mine, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if mine >= there: raise InputError(f"{os.environ['LOCAL_WORLD_SIZE']} processes on a machine with {there} GPUs: use --nproc-per-node {there}")
+    torch.cuda.set_device(mine)
+
+
+@contextlib.contextmanager
+def together(config):
+    """Join the processes that torchrun started while a `with` lasts: gloo on CPUs, NCCL on GPUs. Nothing happens without torchrun, or when they are joined.
+
+    config: TrainConfig, or anything else with a `device`. InputError for more processes than GPUs on a machine.
+    """
+    if not distributed.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1 or processes()[1] > 1: yield; return
+    gpu = device_of(config).type == "cuda"
+    if gpu: _take_gpu()
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+    try: yield
+    finally: distributed.destroy_process_group()
+
+# %% ../nbs/11_training.ipynb #073
+def by_first(act):
+    """What `act()` returns in the first process, in every process; its InputError is raised in every process."""
+    rank, count = processes()
+    if count == 1: return act()
+    told = [None, None]
+    if rank == 0:
+        try: told[0] = act()
+        except InputError as error: told[1] = str(error)
+    distributed.broadcast_object_list(told, src=0)
+    if told[1]: raise InputError(told[1])
+    return told[0]
+
+
+def gathered(x):
+    """The x of every process as a list, in every process; [x] when there is one. x: anything that can be pickled."""
+    parts = [x] * processes()[1]
+    if len(parts) > 1: distributed.all_gather_object(parts, x)
+    return parts
+
+# %% ../nbs/11_training.ipynb #075
+class LossModule(torch.nn.Module):
+    """A model and its losses as one module: Batch -> dictionary of losses, as `loss_of` gives them."""
+    def __init__(self, model, forward, bf16):
+        super().__init__()
+        self.model, self.call = model, lambda batch: loss_of(model, batch, forward, bf16)
+
+    def forward(self, batch): return self.call(batch)
+
+
+def _parallel(module):
+    """A LossModule, wrapped in DistributedDataParallel where several processes work together."""
+    if processes()[1] == 1: return module
+    for name, p in module.model.named_parameters():
+        if name in bafenet.NEVER_TRAINED: p.requires_grad_(False)
+    return DistributedDataParallel(module)
+
+
+def _synchronised(model, device):
+    """The model, its trainable batch normalisations shared by all processes where these run on GPUs."""
+    if processes()[1] == 1 or device.type == "cpu" or model.preset.norm == "frozen": return model
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+# %% ../nbs/11_training.ipynb #076
+def _divisible(schedule, images):
+    """InputError when the last batch of an epoch leaves a process without an example."""
+    n, count = images * schedule.repeats, processes()[1]
+    least = lambda batch: n % batch or batch
+    if least(schedule.batch) >= count: return
+    better = next((b for b in range(max(schedule.batch, count), n + 1) if least(b) >= count), None)
+    mend = f"use a batch of {better}" if better else "use fewer processes"
+    raise InputError(f"the last batch of an epoch has {least(schedule.batch)} of {n} examples for {count} processes: {mend}")
+
+# %% ../nbs/11_training.ipynb #078
 class Run:
     """Everything that changes while a model is trained: weights, optimiser, averaged weights, position, losses, seconds."""
     def __init__(self, config, examples):
@@ -421,10 +502,11 @@ class Run:
         self.config, self.examples, self.device = config, examples, device_of(config)
         self.model = bafenet.build(config.preset)
         if config.imagenet: backbone.load_imagenet(self.model.backbone, config.imagenet)
-        self.model = self.model.to(self.device, memory_format=torch.channels_last).train()
+        self.model = _synchronised(self.model, self.device).to(self.device, memory_format=torch.channels_last).train()
         self.optimiser = optimiser(self.model, config.schedule)
         self.average = Average(self.model, config.schedule.average) if config.schedule.average else None
         self.forward = torch.compile(self.model) if config.compile else self.model
+        self.losses = _parallel(LossModule(self.model, self.forward, _precision(config) == "bf16"))
         self.an_epoch = steps_an_epoch(config.schedule, len(examples.data))
         self.total = self.an_epoch * config.schedule.epochs
         self.step, self.seconds, self.history, self.waiting = 0, 0.0, [], []
@@ -434,7 +516,7 @@ class Run:
         """The model that is handed over: the averaged one where the schedule averages."""
         return self.average.model if self.average else self.model
 
-# %% ../nbs/11_training.ipynb #070
+# %% ../nbs/11_training.ipynb #079
 def _state(run):
     """A run as plain tensors, numbers and dictionaries."""
     cuda = torch.cuda.get_rng_state_all() if run.device.type == "cuda" else []
@@ -451,7 +533,7 @@ def save(run, folder):
     write_whole(place / f"{run.step:08d}.pt", memory.getbuffer())
     for old in sorted(place.glob("*.pt"))[:-2]: old.unlink(missing_ok=True)
 
-# %% ../nbs/11_training.ipynb #071
+# %% ../nbs/11_training.ipynb #080
 def _newest(folder):
     """Content of the newest checkpoint that can be read, or None when there is none at all; InputError when all are damaged."""
     found = sorted((Path(folder) / "checkpoints").glob("*.pt"), reverse=True)
@@ -463,8 +545,8 @@ def _newest(folder):
 
 
 def restore(run, folder):
-    """Put `run` back to the newest checkpoint under `folder`, bit for bit on the same machine; False when there is none."""
-    state = _newest(folder)
+    """Put `run` back to the newest checkpoint under `folder`, bit for bit on the same machine; False when there is none. Only the first process reads."""
+    state = by_first(lambda: _newest(folder))
     if state is None: return False
     run.model.load_state_dict(state["model"])
     run.optimiser.load_state_dict(state["optimiser"])
@@ -474,7 +556,13 @@ def restore(run, folder):
     if run.device.type == "cuda" and state["random_cuda"]: torch.cuda.set_rng_state_all(state["random_cuda"])
     return True
 
-# %% ../nbs/11_training.ipynb #073
+# %% ../nbs/11_training.ipynb #082
+def _draw_apart(run):
+    """Give torch's generator a state that belongs to this seed, step and process where several work together, else leave it: two processes must not drop the same units."""
+    rank, count = processes()
+    if count > 1: torch.manual_seed(int(np.random.SeedSequence((3, run.config.seed, run.step, rank)).generate_state(1)[0]))
+
+# %% ../nbs/11_training.ipynb #083
 def loss_of(model, batch, forward=None, bf16=False):
     """Dictionary of losses (class, box, centerness, sky, perhaps mask, total: 0-d tensors) of `model` on a Batch; forward may be the compiled model."""
     device = next(model.parameters()).device
@@ -485,14 +573,15 @@ def loss_of(model, batch, forward=None, bf16=False):
     maps = type(maps)(*([m.float() for m in level] for level in maps))
     return losses.compute(maps, batch.boxes, batch.sky.to(device), head, batch.targets.to(device) if head.target_mask else None)
 
-
+# %% ../nbs/11_training.ipynb #084
 def advance(run, batch):
     """One optimiser step; the losses are kept on the device until `collect`. Returns nothing."""
     s = run.config.schedule
     rate = learning_rate(s, run.step, run.an_epoch)
     for group in run.optimiser.param_groups: group["lr"] = rate
     run.optimiser.zero_grad(set_to_none=True)
-    parts = loss_of(run.model, batch, run.forward, _precision(run.config) == "bf16")
+    _draw_apart(run)
+    parts = run.losses(batch)
     parts["total"].backward()
     if s.clip: torch.nn.utils.clip_grad_norm_(run.model.parameters(), s.clip)
     run.optimiser.step()
@@ -500,7 +589,7 @@ def advance(run, batch):
     run.waiting.append((run.step, rate, batch.names, {k: v.detach() for k, v in parts.items()}))
     run.step += 1
 
-# %% ../nbs/11_training.ipynb #075
+# %% ../nbs/11_training.ipynb #086
 def _table(rows):
     """Rows (dictionaries of numbers) as the text of a CSV file, every digit kept."""
     text = io.StringIO()
@@ -508,13 +597,19 @@ def _table(rows):
     writer.writeheader(); writer.writerows(rows)
     return text.getvalue()
 
-# %% ../nbs/11_training.ipynb #076
+# %% ../nbs/11_training.ipynb #087
 def _kept(folder):
     """Words about the last good checkpoint of a run."""
     found = sorted((Path(folder) / "checkpoints").glob("*.pt"))
     return f"{found[-1]} is good" if found else "no checkpoint was written yet"
 
 
+def _names(run, step, mine):
+    """Names of all images of a step's batch, of which `mine` are those of this process."""
+    if processes()[1] == 1: return mine
+    return [run.examples.data[k % len(run.examples.data)].name for _, k in next(Keys(run.examples, step).whole())]
+
+# %% ../nbs/11_training.ipynb #089
 def collect(run, folder):
     """Bring the losses of the last steps over, check them and write losses.csv. InputError names the first step whose loss is no finite number."""
     fresh = []
@@ -522,22 +617,17 @@ def collect(run, folder):
         values = {k: float(v) for k, v in parts.items()}
         if not all(map(math.isfinite, values.values())):
             bad = next(k for k, v in values.items() if not math.isfinite(v))
-            raise InputError(f"step {step}: the {bad} loss is {values[bad]} on {', '.join(names)}: check these labels or lower lr "
+            raise InputError(f"step {step}: the {bad} loss is {values[bad]} on {', '.join(_names(run, step, names))}: check these labels or lower lr "
                              f"(now {rate:.3g}); {_kept(folder)}")
         fresh.append(dict(step=step, epoch=step // run.an_epoch, lr=rate, **values))
     run.waiting = []
     run.history += fresh
     return fresh
 
-# %% ../nbs/11_training.ipynb #077
-def begin(config, data, out, resume=False):
-    """A Run in folder `out`: new, or put back to its newest checkpoint. config.json is written first.
-
-    InputError for a folder that holds a run when `resume` is false, for another configuration than the one begun with, and for an empty dataset.
-    """
-    out = Path(out)
-    if len(data) == 0: raise InputError("the dataset is empty: name a split with images")
-    now, path = description(config, data), out / "config.json"
+# %% ../nbs/11_training.ipynb #090
+def _claim(out, now, resume):
+    """Write config.json into the folder `out`, or compare it with the one that is there."""
+    path = out / "config.json"
     if path.exists():
         if not resume: raise InputError(f"{out} holds a run: resume it, or choose another folder")
         try: before = json.loads(path.read_text(encoding="utf-8"))
@@ -545,13 +635,26 @@ def begin(config, data, out, resume=False):
         changed = _difference(before, now)
         if changed: raise InputError(f"{out} holds another run: {changed}; resume with the configuration it began with, or choose another folder")
     else: write_whole(path, json.dumps(now, indent=1).encode())
+
+# %% ../nbs/11_training.ipynb #091
+def begin(config, data, out, resume=False):
+    """A Run in folder `out`: new, or put back to its newest checkpoint. config.json is written first.
+
+    InputError for a folder that holds a run when `resume` is false, for another configuration than the one begun with, for an empty dataset, and for a
+    batch that cannot be split over all processes.
+    """
+    out = Path(out)
+    if len(data) == 0: raise InputError("the dataset is empty: name a split with images")
+    _divisible(config.schedule, len(data))
+    now = description(config, data)
+    by_first(lambda: _claim(out, now, resume))
     if config.threads: torch.set_num_threads(config.threads)
     run = Run(config, Examples(data, config.schedule, config.seed))
     if resume: restore(run, out)
-    write_whole(out / "losses.csv", _table(run.history).encode())
+    by_first(lambda: write_whole(out / "losses.csv", _table(run.history).encode()))
     return run
 
-# %% ../nbs/11_training.ipynb #078
+# %% ../nbs/11_training.ipynb #092
 def _add(path, table, first):
     """Add a table to the CSV file at `path`, with its header when it is the first."""
     try:
@@ -560,44 +663,76 @@ def _add(path, table, first):
 
 
 def _tell(run, folder, bar):
-    """Collect losses, append them to losses.csv, show the newest beside the progress bar."""
+    """Collect losses; the first process appends them to losses.csv and shows the newest beside the progress bar."""
     fresh = collect(run, folder)
-    if not fresh: return
+    if not fresh or processes()[0] > 0: return
     _add(Path(folder) / "losses.csv", _table(fresh), first=len(run.history) == len(fresh))
     bar.update(len(fresh))
     bar.set_postfix(loss=f"{fresh[-1]['total']:.3f}", lr=f"{fresh[-1]['lr']:.1e}", refresh=False)
 
-# %% ../nbs/11_training.ipynb #080
+# %% ../nbs/11_training.ipynb #095
+def _no_memory(error):
+    """Whether an error says that memory is short: on a GPU, in numpy, or on a CPU in PyTorch."""
+    words = ("can't allocate memory", "not enough memory", "bad_alloc", "could not create a primitive")   # the last is oneDNN's
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(w in str(error) for w in words)
+
+
+def _fitting(run, batch):
+    """The most of 1, 2, 4, ... examples of a batch whose losses and gradients fit into the memory; 0 when not even one does."""
+    fits, size = 0, 1
+    while size < len(batch.names):
+        try: loss_of(run.model, Batch(*(field[:size] for field in batch)), run.forward, _precision(run.config) == "bf16")["total"].backward()
+        except (RuntimeError, MemoryError) as error:
+            if not _no_memory(error): raise
+            break
+        finally: run.optimiser.zero_grad(set_to_none=True)
+        fits, size = size, 2 * size
+    return fits
+
+# %% ../nbs/11_training.ipynb #096
+def _attempt(run, batch, folder):
+    """`advance`, or an InputError that names the batch size that fits when memory is short (tried out when there is one process)."""
+    size, short = run.config.schedule.batch, False
+    try: advance(run, batch)
+    except (RuntimeError, MemoryError) as error:
+        if not _no_memory(error): raise
+        short = True
+    if not short: return                                   # beyond this line the error and all it held are gone
+    fits = _fitting(run, batch) if processes()[1] == 1 else None
+    mend = "use a smaller crop, not even one image fits" if fits == 0 else f"a batch of {fits} fits" if fits else f"use a batch of {size // 2} or more processes"
+    raise InputError(f"out of memory at step {run.step} with batch {size}: {mend}; {_kept(folder)}")
+
+# %% ../nbs/11_training.ipynb #097
 @contextlib.contextmanager
 def _accidents(run):
-    """Turn what can happen to a run from outside into one line: too little memory, a loader process that dies, bad input met by a loader process."""
+    """Turn what can happen to a run from outside into one line: a loader or another process that dies, bad input met by a loader process."""
     try: yield
-    except torch.OutOfMemoryError:
-        size = run.config.schedule.batch
-        raise InputError(f"out of memory at step {run.step} with batch {size}: use a batch of {max(size // 2, 1)}, or a smaller crop") from None
     except InputError as error: raise InputError(str(error).strip().splitlines()[-1].removeprefix("bafe_nb.boxes.InputError: ")) from None
     except (RuntimeError, EOFError, ConnectionError) as error:
         broken_pipe = run.config.workers and isinstance(error, (EOFError, ConnectionError))
+        if processes()[1] > 1 and ("gloo" in str(error) or isinstance(error, distributed.DistError)):
+            raise InputError(f"another process stopped at step {run.step}: its own line says why; start all again with --resume") from None
         if not broken_pipe and "DataLoader worker (pid" not in str(error): raise
         with contextlib.suppress(RuntimeError): time.sleep(0.3)   # torch announces a death twice: by a broken pipe and by a signal
         raise InputError(f"a loader process died at step {run.step}: resume the run, with fewer workers or 0") from None
 
-# %% ../nbs/11_training.ipynb #081
+# %% ../nbs/11_training.ipynb #098
 def _loop(run, out, bar, each_epoch):
-    """All remaining steps, with losses, checkpoints and the end of each epoch."""
-    config, often = run.config, 1 if run.device.type == "cpu" else 50
+    """All remaining steps, with losses; the first process writes checkpoints and is told the end of each epoch."""
+    config, often, writes = run.config, 1 if run.device.type == "cpu" else 50, processes()[0] == 0
     clock, saved = time.monotonic(), time.monotonic()
     for batch in loader(run.examples, run.step, config.workers):
-        advance(run, batch)
+        _attempt(run, batch, out)
         ends = run.step % run.an_epoch == 0
         if run.step % often == 0 or ends: _tell(run, out, bar)
         run.seconds, clock = run.seconds + time.monotonic() - clock, time.monotonic()
+        if not writes: continue
         if run.step % config.save_steps == 0 or ends or time.monotonic() - saved > config.save_seconds:
             _tell(run, out, bar)
             save(run, out); saved = time.monotonic()
         if ends and each_epoch: each_epoch(run.final, run.step // run.an_epoch)
 
-# %% ../nbs/11_training.ipynb #082
+# %% ../nbs/11_training.ipynb #099
 def _row(run):
     """One flat row about a finished run."""
     last = run.history[-run.an_epoch:]
@@ -606,25 +741,33 @@ def _row(run):
     return dict(preset=config.preset.name, seed=config.seed, schedule=config.schedule.name, images=len(run.examples.data),
                 passes=len(run.examples) * config.schedule.epochs, steps=run.step, seconds=round(run.seconds, 2), device=_device_name(run.device),
                 threads=torch.get_num_threads(), torch=torch.__version__, precision=_precision(config), start="imagenet" if config.imagenet else "random",
-                norm=norm, parameters=sum(p.numel() for p in run.model.parameters()), **means)
+                norm=norm, parameters=sum(p.numel() for p in run.model.parameters()), **means,
+                **({"processes": processes()[1]} if processes()[1] > 1 else {}))
 
 
 def _device_name(device):
     """'cpu', or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
-# %% ../nbs/11_training.ipynb #083
+# %% ../nbs/11_training.ipynb #100
 def train(config, data, out, resume=False, progress=True, each_epoch=None):
     """Train a model and return one row (dictionary) about the run.
 
     config: TrainConfig. data: dataset of Samples. out: folder; it gets config.json, losses.csv, checkpoints/, row.json and weights.safetensors (averaged
     weights where the schedule averages). resume: go on from the newest checkpoint, or start when there is none. each_epoch: called as (model, epochs done).
+    Under torchrun a batch is split over all processes; only the first writes, reads checkpoints and calls `each_epoch`, all return the row.
     Raises InputError for a loss that is not finite, a full disk, another configuration, too little memory: the checkpoints stay good.
     """
-    out, run = Path(out), begin(config, data, out, resume)
-    bar = tqdm(total=run.total, initial=run.step, desc=f"train {config.preset.name}", unit="step", disable=not progress, leave=False, delay=1)
+    with together(config): return _trained(config, data, Path(out), resume, progress, each_epoch)
+
+
+def _trained(config, data, out, resume, progress, each_epoch):
+    """`train`, once the processes are joined."""
+    run, writes = begin(config, data, out, resume), processes()[0] == 0
+    bar = tqdm(total=run.total, initial=run.step, desc=f"train {config.preset.name}", unit="step", disable=not (progress and writes), leave=False, delay=1)
     with bar, _accidents(run): _loop(run, out, bar, each_epoch)
-    bafenet.save_weights(run.final, out / "weights.safetensors")
     row = _row(run)
+    if not writes: return row
+    bafenet.save_weights(run.final, out / "weights.safetensors")
     write_whole(out / "row.json", json.dumps(row, indent=1).encode())
     return row

@@ -2,6 +2,8 @@
 import dataclasses
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -299,24 +301,104 @@ def test_resume_is_bit_for_bit(tmp_path, optimiser, lr):
     assert {k: v for k, v in row.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
 
 
-KILLED = """
-import dataclasses, sys
-sys.path.insert(0, {here!r})
-from test_training import config, scenes, training
-training.train(config(save_steps=1), scenes.Scenes(12), {out!r}, resume=True, progress=False)
-"""
+# accidents: each in a forked process, so that the libraries are loaded once -----------------------------------------------------------------
+
+LONG = dataclasses.replace(SHORT, epochs=12, paste="none")
 
 
-def test_kill_minus_nine_loses_nothing(tmp_path):
-    training.train(config(save_steps=1), scenes.Scenes(12), tmp_path / "whole", progress=False)
-    here = str(Path(__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": str(Path(here).parent)}
-    process = subprocess.Popen([sys.executable, "-c", KILLED.format(here=here, out=str(tmp_path / "cut"))], env=environment)
-    while process.poll() is None and not list((tmp_path / "cut/checkpoints").glob("0000000[3-7].pt")): time.sleep(0.002)
-    process.send_signal(signal.SIGKILL); process.wait()
-    assert process.returncode == -signal.SIGKILL and not (tmp_path / "cut/weights.safetensors").exists()
-    training.train(config(save_steps=1), scenes.Scenes(12), tmp_path / "cut", resume=True, progress=False)
-    same_weights(tmp_path / "whole", tmp_path / "cut")
+def forked(act):
+    """Number of a forked process that does `act()` and prints its InputError."""
+    number = os.fork()
+    if number: return number
+    try: act()
+    except InputError as error: print("line:", error, flush=True)
+    except BaseException as error: print("no line but", repr(error), flush=True)
+    finally: os._exit(0)
+
+
+def ended(number):
+    """How a process ended: the signal that killed it, or 0."""
+    status = os.waitpid(number, 0)[1]
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+def killed_at_renaming(run):
+    """`run()`, killed when its second checkpoint is written and not yet renamed."""
+    seen = []
+    def watch(event, args):
+        if event == "os.rename" and str(args[0]).endswith(".pt.part"):
+            seen.append(args)
+            if len(seen) == 2: os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(watch)
+    run()
+
+
+def killed_in_the_file(run):
+    """`run()`, killed by the system in the middle of the file of its first checkpoint."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL); resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))
+    run()
+
+
+def ten_kills(out):
+    """Ten processes that train, each killed: seven at random moments, three while a checkpoint is written. Returns how they ended."""
+    torch.set_num_threads(1)
+    rng, ends = np.random.default_rng(), []
+    run = lambda: training.train(config(schedule=LONG, save_steps=1), scenes.Scenes(12), out, resume=True, progress=False)
+    newest = lambda: max((int(p.stem) for p in (out / "checkpoints").glob("*.pt")), default=0)
+    for k in range(7):
+        goal, number = newest() + rng.integers(0, 3), forked(run)
+        while newest() < goal: time.sleep(0.0005)
+        time.sleep(rng.uniform(0, 0.04)); os.kill(number, signal.SIGKILL)
+        ends.append(ended(number))
+    for how in (killed_at_renaming, killed_in_the_file, killed_at_renaming):
+        ends.append(ended(forked(lambda: how(run))))
+        assert list((out / "checkpoints").glob("*.part"))
+    return ends
+
+
+def short_of_space(out):
+    """The same run with files of 15 kB at most: its line."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))
+    training.train(config(schedule=LONG, save_steps=1), scenes.Scenes(12), out, resume=True, progress=False)
+
+
+def short_of_memory(out, batch):
+    """One step with 600 MB left for everything."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + 600_000_000
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    schedule = dataclasses.replace(SHORT, epochs=1, crop=256, batch=batch, paste="none")
+    training.train(config(schedule=schedule), scenes.Scenes(batch), out, progress=False)
+
+
+def apart(words):
+    """Run python code with this module imported in a process of its own; what it prints, as lines."""
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(here.parent), str(here))), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", "from test_training import *; " + words], capture_output=True, text=True, env=environment, timeout=550)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
+def test_ten_kills_and_a_full_disk_lose_nothing(tmp_path):
+    cut = tmp_path / "cut"
+    ends, line = apart(f"out = Path({str(cut)!r}); print(ten_kills(out)); ended(forked(lambda: short_of_space(out)))")
+    assert json.loads(ends) == [signal.SIGKILL] * 8 + [signal.SIGXFSZ, signal.SIGKILL] and not (cut / "weights.safetensors").exists()
+    newest = sorted((cut / "checkpoints").glob("*.pt"))[-1]
+    assert re.fullmatch(rf"line: {cut}/checkpoints/\d+.pt cannot be written \(File too large\): free some space or choose another folder; what was there is intact", line)
+    assert 0 < torch.load(newest, weights_only=True)["step"] == int(newest.stem) < 36
+    training.train(config(schedule=LONG, save_steps=1), scenes.Scenes(12), tmp_path / "whole", progress=False)
+    training.train(config(schedule=LONG, save_steps=1), scenes.Scenes(12), cut, resume=True, progress=False)
+    same_weights(tmp_path / "whole", cut)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux: memory is limited for a process")
+def test_too_little_memory_names_the_batch_that_fits(tmp_path):
+    line, = apart(f"ended(forked(lambda: short_of_memory(Path({str(tmp_path / 'run')!r}), 64)))")
+    found = re.fullmatch(r"line: out of memory at step 0 with batch 64: a batch of (\d+) fits; no checkpoint was written yet", line)
+    assert found, line
+    assert apart(f"short_of_memory(Path({str(tmp_path / 'half')!r}), {found[1]})") == [] and (tmp_path / "half/weights.safetensors").exists()
 
 
 def test_half_written_and_damaged_checkpoints_are_passed_over(tmp_path):
