@@ -106,7 +106,7 @@ def awake(model):
     return model.train()
 
 
-@pytest.mark.parametrize("preset", ["paper-r18", "paper-r18-july", "bafe-small", "bafe-hr", "bafe-hr-nano"])
+@pytest.mark.parametrize("preset", ["paper-r18", "paper-r18-july", "bafe-small"])      # the fine heads': tests/test_fine.py
 def test_gradient_reaches_all_but_the_never_trained(preset):
     torch.manual_seed(2)
     model = awake(build(preset))
