@@ -653,10 +653,10 @@ def _stop(process):
 
 def serve(port=8866):
     """Run the demos as an app until Ctrl-C (or SIGTERM, SIGHUP), or until the server ends. InputError when it cannot start."""
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name): signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         with serving(port) as (address, process):
+            for name in ("SIGTERM", "SIGHUP"):
+                if hasattr(signal, name): signal.signal(getattr(signal, name), signal.default_int_handler)
             print(f"the demos are at {address} - Ctrl-C ends them", flush=True)
             process.wait()
     except KeyboardInterrupt: print("ended")
