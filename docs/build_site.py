@@ -199,6 +199,8 @@ def on_page_content(html, page, config, files):
     if page.file.src_uri.endswith(".ipynb"):
         html = re.sub(r"<script\b([^>]*)>(.*?)</script>", set_script_aside, html, flags=re.S)
         html = re.sub(r"<style[^>]*>(.*?)</style>", lambda match: styles.setdefault(match.group(1), "") or "", html, flags=re.S)
+        html = re.sub(r'href="\.\./([0-9]\w+)\.ipynb"', r'href="../../notebooks/\1/"', html)          # from answers to their notebook
+        html = re.sub(r'href="answers/(\w+)\.ipynb"', r'href="../../answers/\1/"', html)                # and back
         for item in walk(page.toc): item.title = re.sub(r"<[^>]+>", "", put_equations_back(item.title))
     return put_equations_back(html)
 
