@@ -133,11 +133,13 @@ class FPN(nn.Module):
     """Feature pyramid: maps (n, c_i, h_i, w_i), finest first -> as many maps with `channels` channels; names as mmdet's neck.
 
     channels_in: widths of the maps it takes (ResNet-18 at strides 8, 16, 32: 128, 256, 512); from a longer list it takes the coarsest.
+    extra: coarser levels on top, each half the size of the one below (FCOS has two).
     """
-    def __init__(self, channels_in, channels=256):
+    def __init__(self, channels_in, channels=256, extra=0):
         super().__init__()
+        strides = [1] * len(channels_in) + [2] * extra
         self.lateral_convs = nn.ModuleList(_named(conv=nn.Conv2d(c, channels, 1)) for c in channels_in)
-        self.fpn_convs = nn.ModuleList(_named(conv=nn.Conv2d(channels, channels, 3, padding=1)) for _ in channels_in)
+        self.fpn_convs = nn.ModuleList(_named(conv=nn.Conv2d(channels, channels, 3, s, 1)) for s in strides)
         for m in self.modules():
             if isinstance(m, nn.Conv2d): nn.init.xavier_uniform_(m.weight); nn.init.zeros_(m.bias)
 
@@ -145,9 +147,11 @@ class FPN(nn.Module):
         maps = [lateral(m) for lateral, m in zip(self.lateral_convs, maps[-len(self.lateral_convs):])]
         for i in range(len(maps) - 1, 0, -1):
             maps[i - 1] = maps[i - 1] + F.interpolate(maps[i], size=maps[i - 1].shape[-2:], mode="nearest")
-        return [conv(m) for conv, m in zip(self.fpn_convs, maps)]
+        maps = [conv(m) for conv, m in zip(self.fpn_convs, maps)]
+        for i, conv in enumerate(self.fpn_convs[len(maps):]): maps.append(conv(F.relu(maps[-1]) if i else maps[-1]))
+        return maps
 
-# %% ../nbs/06_backbone.ipynb #047
+# %% ../nbs/06_backbone.ipynb #049
 IMAGENET = {18: "https://download.pytorch.org/models/resnet18-f37072fd.pth",
             50: "https://download.pytorch.org/models/resnet50-0676ba61.pth"}
 
@@ -158,7 +162,7 @@ def _read(source):
         return torch.hub.load_state_dict_from_url(source, map_location="cpu", progress=False, check_hash=True, weights_only=True)
     return torch.load(source, map_location="cpu", weights_only=True)
 
-# %% ../nbs/06_backbone.ipynb #048
+# %% ../nbs/06_backbone.ipynb #050
 def _fill(resnet, state, source):
     """Copy `state` into `resnet`: every weight but the classifier's must have its place."""
     mine = resnet.state_dict()
@@ -184,7 +188,7 @@ def load_imagenet(resnet, path=None):
         raise InputError(f"{source}: cannot read ImageNet weights ({reason}); give the path of a local copy of {name}") from None
     return _fill(resnet, state, source)
 
-# %% ../nbs/06_backbone.ipynb #060
+# %% ../nbs/06_backbone.ipynb #062
 class Residual(nn.Module):
     """relu(x + norm(conv(x))): one 3x3 convolution that keeps shape (n, channels, h, w)."""
 
@@ -199,7 +203,7 @@ def _step(channels_in, channels, stride=1):
     """3x3 convolution, batch norm, relu."""
     return nn.Sequential(_conv(channels_in, channels, 3, stride), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
-# %% ../nbs/06_backbone.ipynb #061
+# %% ../nbs/06_backbone.ipynb #063
 def _blocks(widths, counts):
     """For every level a chain of residual blocks; counts: one number, or one a level."""
     counts = (counts,) * len(widths) if isinstance(counts, int) else tuple(counts)
@@ -212,7 +216,7 @@ def padded(x, multiple):
     right, down = -x.shape[-1] % multiple, -x.shape[-2] % multiple
     return F.pad(x, (0, right, 0, down), mode="replicate") if right or down else x
 
-# %% ../nbs/06_backbone.ipynb #063
+# %% ../nbs/06_backbone.ipynb #065
 class UNet(nn.Module):
     """Down and up again: float (n, in_channels, h, w) of any size -> [(n, widths[level], ceil(h/s), ceil(w/s))], s = stride * 2**level.
 

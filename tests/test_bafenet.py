@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from bafe_nb import bafenet
+from bafe_nb import bafenet, scenes, training
 from bafe_nb.bafenet import NEVER_TRAINED, PRESETS, UNUSED, build, count, fold, import_official, load_official, load_weights, save_weights
 from bafe_nb.boxes import InputError
 
@@ -67,6 +67,13 @@ def test_july_counts_equal_the_leaderboard(golden):
     assert {k: v["parameters"] for k, v in heads.items()} == {k: size for k, (size, _) in recorded.items() if size}
 
 
+def test_plain_fcos_counts_equal_the_leaderboard():
+    n, m, table = count("fcos-r50")
+    assert n == 32_113_227 and round(m / 1e9, 3) == 50.291
+    assert table["neck"]["parameters"] == (512 + 1024 + 2048 + 3) * 256 + 5 * 590_080 and not any(row["unused"] for row in table.values())
+    assert not [k for k in table if any(word in k for word in ("seg", "LSK", "ChannelEx", "convs_cls"))] and bafenet.unused("fcos-r50") == {}
+
+
 def test_count_leaves_random_numbers_alone_and_scales():
     torch.manual_seed(5); before = torch.random.get_rng_state()
     small, large = count("bafe-hr-nano", 128), count("bafe-hr-nano", 256)
@@ -106,11 +113,11 @@ def awake(model):
     return model.train()
 
 
-@pytest.mark.parametrize("preset", ["paper-r18", "paper-r18-july", "bafe-small"])      # the fine heads': tests/test_fine.py
-def test_gradient_reaches_all_but_the_never_trained(preset):
+@pytest.mark.parametrize("preset, size", [("paper-r18", 128), ("paper-r18-july", 128), ("fcos-r50", 256), ("bafe-small", 128)])      # the fine heads': tests/test_fine.py
+def test_gradient_reaches_all_but_the_never_trained(preset, size):
     torch.manual_seed(2)
     model = awake(build(preset))
-    maps = model(torch.randn(2, model.preset.in_channels, 128, 128))
+    maps = model(torch.randn(2, model.preset.in_channels, size, size))
     sum(v.float().square().mean() for part in maps for v in part).backward()
     silent = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or p.grad.abs().max() == 0)]
     assert tuple(silent) == (NEVER_TRAINED if model.preset.head.exchange == "dynamic" else ())
@@ -118,10 +125,11 @@ def test_gradient_reaches_all_but_the_never_trained(preset):
         assert sum(dict(model.named_parameters())[n].numel() for n in NEVER_TRAINED) + 850_339 == 968_809
 
 
-@pytest.mark.parametrize("preset, size", [("paper-r18", 512), ("paper-r18-july", 128), ("bafe-small", 128)])
+@pytest.mark.parametrize("preset, size", [("paper-r18", 512), ("paper-r18-july", 128), ("fcos-r50", 256), ("bafe-small", 128)])
 def test_maps_of_a_level_and_the_same_every_time(preset, size):
     model = build(preset).eval(); x = torch.randn(1, model.preset.in_channels, size, size)
     with torch.inference_mode(): once = model(x); again = once if size == 512 else model(x)
+    assert len(once.sky) == (len(once.classes) if model.preset.head.sky else 0)
     for part in ("classes", "boxes", "centerness", "sky"):
         channels = 4 if part == "boxes" else 1
         for stride, a, b in zip(model.preset.head.strides, getattr(once, part), getattr(again, part)):
@@ -186,6 +194,30 @@ def test_plain_state_dict_and_depth(tmp_path):
     model = load_official(tmp_path / "plain.pth")
     assert model.preset.name == "paper-r50" and torch.equal(model.bbox_head.conv_cls.weight, theirs.bbox_head.conv_cls.weight)
     assert bafenet.infer_preset({"backbone.layer1.0.conv3.weight", "bbox_head.ChannelEx.mlp_exchange.fc1.weight"}, "x").name == "paper-r50-july"
+
+
+def test_plain_fcos_learns_from_scenes():
+    """Steps of the paper's schedule at a quarter of its side: every loss finite, no sky loss, the total falls; every trained weight moves."""
+    schedule = replace(training.SCHEDULES["paper"], squeeze=128, warm_up=0)
+    data = scenes.Scenes(2, seed=3)
+    run = training.Run(training.TrainConfig("fcos-r50", schedule), training.Examples(data, schedule, 0))
+    before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
+    examples = training.batch([run.examples[0, k] for k in range(2)])
+    assert sum(map(len, examples.boxes)) > 0
+    for _ in range(4): training.advance(run, examples)
+    losses = [{k: float(v) for k, v in parts.items()} for *_, parts in run.waiting]
+    assert set(losses[0]) == {"class", "box", "centerness", "total"} and all(math.isfinite(v) for parts in losses for v in parts.values())
+    assert losses[-1]["total"] < losses[0]["total"]
+    assert all(not torch.equal(p, before[n]) for n, p in run.model.named_parameters() if p.ndim > 1)
+
+
+def test_plain_fcos_checkpoint_of_mmdet(tmp_path):
+    torch.manual_seed(4); theirs = build("fcos-r50")
+    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "fcos.pth")
+    model = load_official(tmp_path / "fcos.pth")
+    assert model.preset.name == "fcos-r50" and torch.equal(model.neck.fpn_convs[4].conv.weight, theirs.neck.fpn_convs[4].conv.weight)
+    save_weights(model, tmp_path / "fcos.safetensors", half=True)
+    assert load_weights(tmp_path / "fcos.safetensors").preset == PRESETS["fcos-r50"]
 
 
 class Command:
