@@ -35,14 +35,14 @@ def draw_boxes(ax, boxes, colour=TARGET, width=1.0, style="-"):
         ax.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, ec=colour, lw=width, ls=style))
     return ax
 
-# %% ../nbs/00_pictures.ipynb #012
+# %% ../nbs/00_pictures.ipynb #014
 def tint(ax, mask, colour=SKY, alpha=0.25):
     """Lay a translucent colour over the pixels where `mask` (h, w) is true."""
     rgb = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
     layer = np.zeros((*mask.shape, 4)); layer[..., :3] = rgb; layer[..., 3] = alpha * np.asarray(mask, bool)
     ax.imshow(layer)
 
-
+# %% ../nbs/00_pictures.ipynb #015
 def panel(ax, image, title=None, boxes=None, sky=None, zoom=None, colour=TARGET):
     """Draw one image (h, w) or (h, w, 3) on the axes `ax` with boxes (n, 4), sky mask (h, w) and title; `zoom` is a half-open window x1, y1, x2, y2."""
     grey = np.ndim(image) == 2
@@ -53,7 +53,7 @@ def panel(ax, image, title=None, boxes=None, sky=None, zoom=None, colour=TARGET)
     ax.set_axis_off()
     if title: ax.set_title(title)
 
-# %% ../nbs/00_pictures.ipynb #013
+# %% ../nbs/00_pictures.ipynb #016
 def show(images, titles=None, boxes=None, sky=None, cols=4, size=2.6, zoom=None, colour=TARGET):
     """Show grey or RGB images in a grid and return the figure.
 
