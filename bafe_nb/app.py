@@ -46,7 +46,7 @@ def data_name(words, data):
     from bafe_nb import densesirst
     return "DenseSIRST" if len(data) == densesirst.COUNTS[data.split] else f"DenseSIRST, {len(data)} images"
 
-# %% ../nbs/25_running.ipynb #009
+# %% ../nbs/25_running.ipynb #010
 def _say(row, path):
     """Write a dictionary as JSON to `path` (whole or not at all), or print it when no path is given."""
     text = json.dumps(row, indent=1, default=float) + "\n"
@@ -68,7 +68,7 @@ def _new_folder(path):
     except OSError as error: raise InputError(f"{path} cannot be made ({error.strerror}): choose another folder") from None
     return path
 
-# %% ../nbs/25_running.ipynb #011
+# %% ../nbs/25_running.ipynb #012
 def fetch(args):
     """bafe data fetch: bring the pinned DenseSIRST into a folder, only what is missing or wrong."""
     from bafe_nb import densesirst
@@ -90,7 +90,7 @@ def stats(args):
     if args.ledger: ledger.append(args.ledger, dict(kind="dataset", data="DenseSIRST", **row, **ledger.stamp(args.command)))
     _say(row, args.json)
 
-# %% ../nbs/25_running.ipynb #013
+# %% ../nbs/25_running.ipynb #014
 def train(args):
     """bafe train PRESET: train on trainval_v2 (or --split) into a run folder; last epoch, no choosing."""
     import dataclasses
@@ -106,7 +106,7 @@ def train(args):
     if args.ledger: ledger.append(args.ledger, row)
     print(f"{row['preset']}: {row['seconds']:.0f} s, weights in {Path(args.out) / 'weights.safetensors'}")
 
-# %% ../nbs/25_running.ipynb #015
+# %% ../nbs/25_running.ipynb #016
 def _found(args, data):
     """(row, detections) of a classical method, a run folder or a weights file on a dataset."""
     from tqdm import tqdm
@@ -131,14 +131,14 @@ def evaluate(args):
     if args.ledger: ledger.append(args.ledger, row)
     _say(row, args.json)
 
-# %% ../nbs/25_running.ipynb #016
+# %% ../nbs/25_running.ipynb #017
 def score(args):
     """bafe score DETECTIONS.json: the scores of detections that anybody made, under a protocol."""
     from bafe_nb import scores
     data = dataset(args.data, args.split)
     _say(scores.evaluate(scores.read_detections(args.file, data.names), data, args.protocol, args.threshold), args.json)
 
-# %% ../nbs/25_running.ipynb #018
+# %% ../nbs/25_running.ipynb #019
 def annotated(image, detections, threshold, shorter=900):
     """uint8 (H, W, 3) BGR: the grey image (h, w) enlarged by a whole factor to a shorter side of about `shorter` pixels, with the detections (n, 5)
     over `threshold` outlined on pixel edges."""
@@ -149,7 +149,7 @@ def annotated(image, detections, threshold, shorter=900):
         cv2.rectangle(big, (corners[0] - 2, corners[1] - 2), (corners[2] + 1, corners[3] + 1), (115, 158, 0), max(1, factor // 2))
     return big
 
-# %% ../nbs/25_running.ipynb #020
+# %% ../nbs/25_running.ipynb #022
 def _stems(paths):
     """Path -> name of an image without folder and ending; InputError when two are alike."""
     stems = {}
@@ -174,7 +174,7 @@ def detect(args):
     scores.write_detections(out / "detections.json", found)
     print(f"{sum((d[:, 4] > args.threshold).sum() for d in found.values())} detections over {args.threshold} on {len(images)} images, in {out}")
 
-# %% ../nbs/25_running.ipynb #022
+# %% ../nbs/25_running.ipynb #024
 def import_official(args):
     """bafe import-official CHECKPOINT OUT: weights of the authors as safetensors; says what is left out."""
     from bafe_nb import bafenet
@@ -191,7 +191,7 @@ def presets(args):
         rows.append(dict(name=name, parameters=int(parameters), multiply_adds=int(operations)))
     _say(rows, args.json)
 
-# %% ../nbs/25_running.ipynb #023
+# %% ../nbs/25_running.ipynb #026
 def reproduce(args):
     """bafe reproduce: the main job (notebook 24)."""
     from bafe_nb import ledger, reproduce as main_job
@@ -216,7 +216,7 @@ def bench(args):
     if args.ledger:
         for row in rows: ledger.append(args.ledger, dict(kind="bench") | ledger.stamp(args.command) | row)
 
-# %% ../nbs/25_running.ipynb #024
+# %% ../nbs/25_running.ipynb #027
 def _speedrun(args):
     """One run on the stopwatch in a temporary folder, as a row."""
     from bafe_nb import bench as timing
@@ -225,7 +225,7 @@ def _speedrun(args):
     print(f"{row['name']}, seed {row['seed']}: {row['seconds']:.0f} s, mAP07 {row['map07']:.3f}, mAP12 {row['map12']:.3f}; floor {row['floor_seconds']:.0f} s")
     return row
 
-# %% ../nbs/25_running.ipynb #025
+# %% ../nbs/25_running.ipynb #028
 def ladder(args):
     """bafe ladder: run every rung of notebook 20 that the ledger lacks."""
     from bafe_nb import ladder as rungs
@@ -248,7 +248,7 @@ def endure(args):
         print(f"{row['condition']:16} recall {row['recall']:.3f}" + (f", of {row['new']} new targets {row['recall_new']:.3f}" if row["new"] else ""))
         if args.ledger: ledger.append(args.ledger, dict(kind="robustness", preset=name, seed=seed, split=args.split, data=data_name(args.data, data)) | row | ledger.stamp(args.command))
 
-# %% ../nbs/25_running.ipynb #026
+# %% ../nbs/25_running.ipynb #030
 def write_tables(args):
     """bafe tables: every table from the ledger, as CSV, Markdown and LaTeX."""
     from bafe_nb import bafenet, ledger, tables
@@ -263,13 +263,13 @@ def write_figures(args):
     pictures.style()
     for path in figures.build(args.results, args.out, args.data or densesirst.find_root()): print(path)
 
-# %% ../nbs/25_running.ipynb #027
+# %% ../nbs/25_running.ipynb #031
 def show_demos(args):
     """bafe demo: the demos of notebook 30 as an app in the browser, on this machine only, until Ctrl-C."""
     from bafe_nb import demo
     demo.serve(args.port)
 
-# %% ../nbs/25_running.ipynb #029
+# %% ../nbs/25_running.ipynb #033
 DATA = ("--data", dict(metavar="DIR", help="SIRSTdevkit folder, or the word scenes; default: BAFE_DATA"))
 SPLIT = ("--split", dict(default="test_v2", help="test_v2, val_v2, train_v2 or trainval_v2"))
 PROTOCOL = ("--protocol", dict(default="corrected", help="paper or corrected"))
@@ -278,7 +278,7 @@ JSON = ("--json", dict(metavar="FILE", help="write the result here instead of pr
 LEDGER = ("--ledger", dict(metavar="FILE", help="append a row to this CSV"))
 SEED = ("--seed", dict(type=int, default=0))
 
-# %% ../nbs/25_running.ipynb #030
+# %% ../nbs/25_running.ipynb #034
 VERBS = {
     "train": (train, [("preset", {}), DATA, ("--out", dict(required=True, metavar="RUN")), ("--resume", dict(action="store_true")), SEED, ("--split", dict(default="trainval_v2")),
                       ("--schedule", dict(help="name in training.SCHEDULES; default: the preset's own")), ("--epochs", dict(type=int)), ("--repeats", dict(type=int)), ("--batch", dict(type=int)),
@@ -302,7 +302,7 @@ DATA_VERBS = {
     "verify": (verify, [("dir", {})]),
     "stats": (stats, [("dir", {}), JSON, LEDGER])}
 
-# %% ../nbs/25_running.ipynb #031
+# %% ../nbs/25_running.ipynb #035
 def _add(parsers, verbs):
     """Fill sub-parsers from a table of verbs."""
     for name, (function, words) in verbs.items():
@@ -321,7 +321,7 @@ def parser():
     _add(data.add_subparsers(metavar="verb", required=True, parser_class=Parser), DATA_VERBS)
     return main
 
-# %% ../nbs/25_running.ipynb #032
+# %% ../nbs/25_running.ipynb #036
 def main(words=None):
     """Run `bafe` with a list of words (default: the command line); returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     words = sys.argv[1:] if words is None else list(words)
@@ -336,5 +336,5 @@ def main(words=None):
         return 130
     return 2
 
-# %% ../nbs/25_running.ipynb #034
+# %% ../nbs/25_running.ipynb #038
 if __name__ == "__main__" and __spec__: sys.exit(main())
