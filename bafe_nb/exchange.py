@@ -6,7 +6,7 @@ A selection that does receive one costs less and is one line of arithmetic."""
 # %% auto #0
 __all__ = ['KINDS', 'spaced', 'Pieces', 'ScalarMlp', 'check', 'check_p', 'StaticExchange', 'SpatialExchange', 'DilatedDepthwise',
            'LargeKernel', 'LargeKernelSelection', 'ChannelAttention', 'planes', 'take', 'put', 'ChannelMlp',
-           'DynamicExchange', 'gates', 'swap', 'LearnableExchange', 'NoExchange', 'build']
+           'DynamicExchange', 'gates', 'Swap', 'swap', 'LearnableExchange', 'NoExchange', 'build']
 
 # %% ../nbs/07_exchange.ipynb #003
 from fractions import Fraction
@@ -224,11 +224,25 @@ def gates(preference, k):
     return torch.sigmoid(preference - best.values[k - 1:].mean()), hard
 
 
+class Swap(torch.autograd.Function):
+    """Swaps the channels where `hard` (c,) is true; the gradient of `soft` (c,) is that of the mix soft * other + (1 - soft) * own."""
+
+    @staticmethod
+    def forward(ctx, sky, target, soft, hard):
+        hard = hard[:, None, None]
+        ctx.save_for_backward(sky, target, hard)
+        return torch.where(hard, target, sky), torch.where(hard, sky, target)
+
+    @staticmethod
+    def backward(ctx, to_sky, to_target):
+        sky, target, hard = ctx.saved_tensors
+        slope = ((to_sky - to_target) * (target - sky)).sum((0, 2, 3), dtype=torch.float32)
+        return torch.where(hard, to_target, to_sky), torch.where(hard, to_sky, to_target), slope, None
+
+
 def swap(sky, target, soft, hard):
-    """Swap the channels where `hard` (c,) is true; the gradient of `soft` (c,) is that of the mix soft * other + (1 - soft) * own."""
-    hard, step = hard[:, None, None], (soft - soft.detach())[:, None, None].to(sky.dtype)   # step is 0, its gradient is not
-    move = target - sky
-    return torch.where(hard, target, sky) + step * move, torch.where(hard, sky, target) - step * move
+    """(sky, target) after the swap of `Swap`, maps (n, c, h, w)."""
+    return Swap.apply(sky, target, soft, hard)
 
 # %% ../nbs/07_exchange.ipynb #042
 class LearnableExchange(nn.Module):
