@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DATA', 'SPLIT', 'PROTOCOL', 'THRESHOLD', 'JSON', 'LEDGER', 'SEED', 'VERBS', 'DATA_VERBS', 'Parser', 'dataset',
            'data_name', 'fetch', 'verify', 'stats', 'train', 'evaluate', 'score', 'annotated', 'detect',
-           'import_official', 'presets', 'reproduce', 'bench', 'ladder', 'endure', 'write_tables', 'write_figures',
-           'show_demos', 'parser', 'main']
+           'import_official', 'presets', 'reproduce', 'bench', 'ladder', 'sweep', 'endure', 'write_tables',
+           'write_figures', 'show_demos', 'parser', 'main']
 
 # %% ../nbs/25_running.ipynb #002
 import argparse
@@ -234,6 +234,14 @@ def ladder(args):
     rungs.ascend(root, args.out, tuple(range(args.seeds)), path=args.ledger, command=args.command)
 
 
+def sweep(args):
+    """bafe sweep: run every arm of notebook 23 that the ledger lacks; start it once a core, a run belongs to one process."""
+    from bafe_nb import background
+    root = args.data or os.environ.get("BAFE_DATA")
+    if not root: raise InputError("the sweep needs DenseSIRST: give --data DIR or set BAFE_DATA")
+    background.sweep(root, args.out, args.results, command=args.command)
+
+
 def endure(args):
     """bafe endure MODEL: recall under noise, blur, less contrast and other generators (notebook 19), one ledger row a condition."""
     from tqdm import tqdm
@@ -251,9 +259,10 @@ def endure(args):
 # %% ../nbs/25_running.ipynb #030
 def write_tables(args):
     """bafe tables: every table from the ledger, as CSV, Markdown and LaTeX."""
-    from bafe_nb import bafenet, ledger, tables
+    from bafe_nb import background, bafenet, ledger, tables
+    rows = ledger.read(args.ledger)
     counts = [dict(name=n, parameters=c[0], multiply_adds=c[1]) for n in bafenet.PRESETS for c in [bafenet.count(n)]]
-    for table in tables.build(ledger.read(args.ledger), counts):
+    for table in tables.build(rows, counts, background.comparisons(rows, Path(args.ledger).parent)):
         for path in tables.write(table, args.out): print(path)
 
 
@@ -293,6 +302,7 @@ VERBS = {
     "bench": (bench, [("what", dict(choices=("bagcp", "train", "inference", "speedrun"))), ("--runs", dict(type=int, default=5)), DATA, SEED,
                       ("--epochs", dict(type=int, default=10, help="of the speedrun")), ("--threads", dict(type=int, default=2, help="of the speedrun")), LEDGER]),
     "ladder": (ladder, [DATA, ("--out", dict(default="runs/ladder", metavar="DIR")), ("--seeds", dict(type=int, default=3)), ("--ledger", dict(default="results/ledger.csv"))]),
+    "sweep": (sweep, [DATA, ("--out", dict(default="runs/ablation", metavar="DIR")), ("--results", dict(default="results", help="folder of the ledger and of the draws"))]),
     "endure": (endure, [("model", dict(metavar="RUN|WEIGHTS|METHOD")), DATA, SPLIT, LEDGER]),
     "tables": (write_tables, [("--ledger", dict(default="results/ledger.csv")), ("--out", dict(default="figures"))]),
     "figures": (write_figures, [("--results", dict(default="results")), ("--out", dict(default="figures")), DATA]),

@@ -12,6 +12,7 @@ import torch
 
 from bafe_nb import app, bafenet, evaluation, losses, scenes, training
 from bafe_nb.boxes import InputError
+from stopping import Stopping
 
 HERE = Path(__file__).parent
 DENSE, FINE = bafenet.PRESETS["bafe-small"], bafenet.PRESETS["bafe-hr-nano"]
@@ -33,17 +34,6 @@ def twenty_steps(name):
     run.model.eval()
     for batch in itertools.islice(training.loader(run.examples), 20): training.advance(run, batch)
     return training.collect(run, "nowhere")
-
-
-class Stopping:
-    """Scenes that fail at the k-th reading."""
-    def __init__(self, n, k): self.scenes, self.left, self.names = scenes.Scenes(n), k, scenes.Scenes(n).names
-    def __len__(self): return len(self.scenes)
-
-    def __getitem__(self, i):
-        self.left -= 1
-        if self.left < 0: raise KeyboardInterrupt
-        return self.scenes[i]
 
 
 def cut_and_resumed(out):
