@@ -223,7 +223,7 @@ def gates(preference, k):
     hard = torch.zeros_like(preference, dtype=torch.bool).index_fill(0, best.indices[:k], True)
     return torch.sigmoid(preference - best.values[k - 1:].mean()), hard
 
-
+# %% ../nbs/07_exchange.ipynb #041
 class Swap(torch.autograd.Function):
     """Swaps the channels where `hard` (c,) is true; the gradient of `soft` (c,) is that of the mix soft * other + (1 - soft) * own."""
 
@@ -244,7 +244,7 @@ def swap(sky, target, soft, hard):
     """(sky, target) after the swap of `Swap`, maps (n, c, h, w)."""
     return Swap.apply(sky, target, soft, hard)
 
-# %% ../nbs/07_exchange.ipynb #042
+# %% ../nbs/07_exchange.ipynb #043
 class LearnableExchange(nn.Module):
     """ceil(p * channels) channels swap with their counterparts, chosen by one trained preference a channel (straight-through).
 
@@ -263,7 +263,7 @@ class LearnableExchange(nn.Module):
         if self.moved == self.channels: return target, sky
         return swap(sky, target, *gates(self.preference, self.moved))
 
-# %% ../nbs/07_exchange.ipynb #050
+# %% ../nbs/07_exchange.ipynb #051
 class NoExchange(nn.Module):
     """Each branch keeps its own channels: forward(sky, target) -> (sky, target), untouched."""
 
