@@ -131,7 +131,7 @@ def _named(**layers):
     """Sequential whose layers carry the given names in the state_dict."""
     return nn.Sequential(OrderedDict(layers))
 
-
+# %% ../nbs/06_backbone.ipynb #043
 class FPN(nn.Module):
     """Feature pyramid: maps (n, c_i, h_i, w_i), finest first -> as many maps with `channels` channels; names as mmdet's neck.
 
@@ -154,7 +154,7 @@ class FPN(nn.Module):
         for i, conv in enumerate(self.fpn_convs[len(maps):]): maps.append(conv(F.relu(maps[-1]) if i else maps[-1]))
         return maps
 
-# %% ../nbs/06_backbone.ipynb #049
+# %% ../nbs/06_backbone.ipynb #050
 IMAGENET = {18: "https://download.pytorch.org/models/resnet18-f37072fd.pth",
             50: "https://download.pytorch.org/models/resnet50-0676ba61.pth"}
 
@@ -165,7 +165,7 @@ def _read(source):
         return torch.hub.load_state_dict_from_url(source, map_location="cpu", progress=False, check_hash=True, weights_only=True)
     return torch.load(source, map_location="cpu", weights_only=True)
 
-# %% ../nbs/06_backbone.ipynb #050
+# %% ../nbs/06_backbone.ipynb #051
 def _fill(resnet, state, source):
     """Copy `state` into `resnet`: every weight but the classifier's must have its place."""
     mine = resnet.state_dict()
@@ -191,7 +191,7 @@ def load_imagenet(resnet, path=None):
         raise InputError(f"{source}: cannot read ImageNet weights ({reason}); give the path of a local copy of {name}") from None
     return _fill(resnet, state, source)
 
-# %% ../nbs/06_backbone.ipynb #062
+# %% ../nbs/06_backbone.ipynb #063
 class Residual(nn.Module):
     """relu(x + norm(conv(x))): one 3x3 convolution that keeps shape (n, channels, h, w)."""
 
@@ -206,7 +206,7 @@ def _step(channels_in, channels, stride=1):
     """3x3 convolution, batch norm, relu."""
     return nn.Sequential(_conv(channels_in, channels, 3, stride), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
-# %% ../nbs/06_backbone.ipynb #063
+# %% ../nbs/06_backbone.ipynb #064
 def _blocks(widths, counts):
     """For every level a chain of residual blocks; counts: one number, or one a level."""
     counts = (counts,) * len(widths) if isinstance(counts, int) else tuple(counts)
@@ -219,7 +219,7 @@ def padded(x, multiple):
     right, down = -x.shape[-1] % multiple, -x.shape[-2] % multiple
     return F.pad(x, (0, right, 0, down), mode="replicate") if right or down else x
 
-# %% ../nbs/06_backbone.ipynb #065
+# %% ../nbs/06_backbone.ipynb #066
 class UNet(nn.Module):
     """Down and up again: float (n, in_channels, h, w) of any size -> [(n, widths[level], ceil(h/s), ceil(w/s))], s = stride * 2**level.
 
