@@ -183,11 +183,16 @@ def chain(ax, start, y, blocks, h=.62, gap=.16):
 TINTS = dict(sky="#cfe3f2", target="#fbe3c0", box="#e6e6e6", shared="#f4f4f4")
 
 
+def _wrapped(numbers):
+    """Numbers parted by commas, three a line."""
+    return ",\n".join(", ".join(map(str, numbers[k:k + 3])) for k in range(0, len(numbers), 3))
+
+
 def _body(preset):
     """Texts of the blocks before the head: image, backbone, neck."""
     size = f"{preset.size} x {preset.size}" if preset.size else "native size"
     image = f"image\n{preset.in_channels} x\n{size}"
-    if preset.backbone == "unet": return image, f"UNet\nchannels\n{', '.join(map(str, preset.widths))}", f"one map\nstride 2\n{preset.head.in_channels} channels"
+    if preset.backbone == "unet": return image, f"UNet\nchannels\n{_wrapped(preset.widths)}", f"one map\nstride 2\n{preset.head.in_channels} channels"
     channels = bafenet.ResNet(int(preset.backbone[6:])).channels[1:]
     return image, f"{preset.backbone.replace('resnet', 'ResNet-')}\n{', '.join(map(str, channels))}\nchannels", f"FPN\nstrides {', '.join(map(str, preset.head.strides))}\n{preset.head.in_channels} channels"
 
