@@ -7,12 +7,12 @@ __all__ = ['MODULES', 'ORIGIN', 'SOURCES', 'KEPT', 'TABS', 'HOST', 'POLICY', 'wi
            'titled', 'joined', 'png', 'datasets', 'sample', 'Browse', 'facts', 'layers', 'browse', 'widgets', 'Panel',
            'slider', 'tick', 'split_and_image', 'browser', 'Play', 'patches', 'fits', 'open_window', 'inside', 'spots',
            'paste_by_hand', 'close_up', 'play', 'bank_of', 'playground', 'exchange_of', 'branches', 'filters', 'trade',
-           'Trade', 'map_picture', 'origin', 'strip', 'view_trade', 'find_weights', 'network', 'entering',
+           'Trade', 'map_picture', 'origin', 'strip', 'view_trade', 'find_weights', 'trained', 'network', 'entering',
            'first_source', 'exchange_viewer', 'read_upload', 'uploaded', 'predicted', 'draw_detections', 'counted',
            'view_detections', 'as_json', 'download', 'table', 'without_truth', 'detect', 'detector', 'show_all',
            'app_notebook', 'free_port', 'check_installed', 'answering', 'serving', 'serve']
 
-# %% ../nbs/30_demo.ipynb #004
+# %% ../nbs/30_demo.ipynb #003
 import base64, functools, hashlib, html, importlib.util, io, json, math
 import signal, socket, subprocess, sys, tempfile, time, warnings
 import urllib.error, urllib.request
@@ -27,7 +27,7 @@ from PIL import Image as Picture
 from . import bafenet, bagcp, densesirst, evaluation, exchange, figures, pictures, scenes, scores
 from .boxes import InputError
 
-# %% ../nbs/30_demo.ipynb #007
+# %% ../nbs/30_demo.ipynb #006
 def window(size, zoom=1.0, x=50.0, y=50.0):
     """Half-open window (x1, y1, x2, y2) in pixels of an image of `size` (height, width): 1/zoom of each side, centred as far as the border allows on x and y, per cent."""
     if zoom < 1 or not (0 <= x <= 100 and 0 <= y <= 100): raise InputError(f"zoom {zoom} at {x}, {y}: give a zoom of at least 1 and a place from 0 to 100 per cent")
@@ -36,7 +36,7 @@ def window(size, zoom=1.0, x=50.0, y=50.0):
     left, top = min(max(round(w * x / 100 - wide / 2), 0), w - wide), min(max(round(h * y / 100 - tall / 2), 0), h - tall)
     return left, top, left + wide, top + tall
 
-# %% ../nbs/30_demo.ipynb #010
+# %% ../nbs/30_demo.ipynb #009
 def enlarge(image, view, side):
     """(uint8 (H, W, 3) RGB, factor): the half-open window `view` (x1, y1, x2, y2) of a grey image uint8 (h, w), at most about `side` pixels long."""
     x1, y1, x2, y2 = view
@@ -60,7 +60,7 @@ def tint(picture, mask, view, name, alpha=0.22):
     mixed = cv2.addWeighted(picture, 1 - alpha, np.full_like(picture, colour(name)), alpha, 0)
     cv2.copyTo(mixed, inside, picture)
 
-# %% ../nbs/30_demo.ipynb #013
+# %% ../nbs/30_demo.ipynb #012
 def outline(picture, boxes, view, factor, name, shape="box"):
     """Mark half-open boxes (n, 4) on `picture` (window `view` enlarged by `factor`), outside their pixels; changes `picture`. shape: 'box', 'dashed' or 'circle'."""
     line, ink = 2 if factor >= 4 else 1, colour(name)
@@ -82,7 +82,7 @@ def _dashes(picture, a, b, c, d, ink, line, step=5):
         at = np.linspace((px, py), (qx, qy), n + 1).round().astype(int).tolist()
         for start, end in zip(at[::2], at[1::2]): cv2.line(picture, start, end, ink, line)
 
-# %% ../nbs/30_demo.ipynb #015
+# %% ../nbs/30_demo.ipynb #013
 def titled(picture, text, height=20):
     """`picture` (h, w, 3) with a line of dark text on white above it; text that does not fit is made narrower."""
     strip = np.full((height, picture.shape[1], 3), 255, np.uint8)
@@ -106,7 +106,7 @@ def png(picture):
     """PNG bytes of a uint8 RGB picture (h, w, 3), compressed quickly rather than tightly."""
     return cv2.imencode(".png", picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 2])[1].tobytes()
 
-# %% ../nbs/30_demo.ipynb #018
+# %% ../nbs/30_demo.ipynb #016
 @functools.lru_cache(1)
 def datasets():
     """What the demos can show: name -> dataset, the splits of DenseSIRST where it is at hand, then 'scenes'."""
@@ -122,7 +122,7 @@ def sample(split, index):
     if not 0 <= index < len(datasets()[split]): raise InputError(f"image {index} of {split}: give 0 to {len(datasets()[split]) - 1}")
     return datasets()[split][index]
 
-# %% ../nbs/30_demo.ipynb #021
+# %% ../nbs/30_demo.ipynb #019
 @dataclass(frozen=True)
 class Browse:
     """What the dataset browser shows. zoom: 1 is the whole image; x, y: the place looked at, per cent of width and height."""
@@ -138,7 +138,7 @@ def facts(sample):
     """One line on a Sample: name, size, targets, share of sky."""
     return f"{sample.name}: {sample.width} x {sample.height}, {len(sample.boxes)} targets ({int(sample.real.sum())} real), {100 * sample.sky.mean():.0f} % sky"
 
-# %% ../nbs/30_demo.ipynb #022
+# %% ../nbs/30_demo.ipynb #020
 def layers(sample, view, settings, side):
     """RGB picture of the window `view` of a Sample with the layers that `settings` asks for."""
     picture, factor = enlarge(sample.image, view, side)
@@ -159,14 +159,14 @@ def browse(sample, settings=Browse(), side=640):
     x1, y1, x2, y2 = view
     return joined([titled(picture, facts(sample)), titled(whole, f"columns {x1} to {x2}, rows {y1} to {y2}")])
 
-# %% ../nbs/30_demo.ipynb #027
+# %% ../nbs/30_demo.ipynb #025
 def widgets():
     """The module ipywidgets; InputError where it is not installed."""
     try: import ipywidgets
     except ModuleNotFoundError: raise InputError("the demos need ipywidgets: install the extra lab, pip install 'bafe_nb[lab]'") from None
     return ipywidgets
 
-# %% ../nbs/30_demo.ipynb #028
+# %% ../nbs/30_demo.ipynb #026
 class Panel:
     """Controls above a picture that is drawn again whenever one of them changes.
 
@@ -188,7 +188,7 @@ class Panel:
         picture, note = drawn if isinstance(drawn, tuple) else (drawn, "")
         self.picture.value, self.note.value, self.error.value = png(picture), note, ""
 
-# %% ../nbs/30_demo.ipynb #031
+# %% ../nbs/30_demo.ipynb #029
 def slider(name, value, low, high, step=1):
     """A slider with its name beside it: whole numbers for a whole step, else decimals."""
     kind = widgets().IntSlider if isinstance(step, int) else widgets().FloatSlider
@@ -208,7 +208,7 @@ def split_and_image(start=0):
     split.observe(adapt, "value")
     return split, image
 
-# %% ../nbs/30_demo.ipynb #032
+# %% ../nbs/30_demo.ipynb #030
 def browser():
     """Panel of the dataset browser: split, image, layers, zoom."""
     split, image = split_and_image()
@@ -216,7 +216,7 @@ def browser():
     return Panel(draw, split=split, image=image, boxes=tick("boxes", True), sky=tick("sky", True), targets=tick("target mask", False),
                  zoom=slider("zoom", 1.0, 1.0, 12.0, 0.5), x=slider("x %", 50, 0, 100), y=slider("y %", 50, 0, 100))
 
-# %% ../nbs/30_demo.ipynb #036
+# %% ../nbs/30_demo.ipynb #034
 @dataclass(frozen=True)
 class Play:
     """One setting of the BAG-CP playground. sigma: spread on the grid [-1, 1]; lam: strength; window: side of a cluster's square in pixels, 0: each target alone; sky: sky only."""
@@ -234,7 +234,7 @@ def patches(bank, most=12):
     cut = [c.pixels[c.box[1]:c.box[3], c.box[0]:c.box[2]] for c in bank.crops]
     return [p for p in cut if min(p.shape) >= 2 and 2 < max(p.shape) <= most]
 
-# %% ../nbs/30_demo.ipynb #038
+# %% ../nbs/30_demo.ipynb #036
 def fits(free, x, y, h, w):
     """True when the h x w patch with upper left pixel (x, y) and the pixel round it lie inside the image and touch only `free` pixels (bool (H, W))."""
     H, W = free.shape
@@ -255,7 +255,7 @@ def inside(free, corner, room, shape, rng, tries=30):
     xs, ys = x + rng.integers(0, max(wide - w, 0) + 1, tries), y + rng.integers(0, max(tall - h, 0) + 1, tries)
     return next((at for at in zip(xs.tolist(), ys.tolist()) if fits(free, *at, h, w)), None)
 
-# %% ../nbs/30_demo.ipynb #039
+# %% ../nbs/30_demo.ipynb #037
 def spots(shapes, allowed, side, rng):
     """Where patches of `shapes` [(h, w)] go: a list of (k, x, y), without those that found no room. allowed: bool (H, W); side: of a cluster's window, 0: each alone."""
     free, plan, corner, pixels = allowed.copy(), [], None, np.flatnonzero(allowed)
@@ -270,7 +270,7 @@ def spots(shapes, allowed, side, rng):
         plan.append((k, *at)); free[at[1]:at[1] + h, at[0]:at[0] + w] = False
     return plan
 
-# %% ../nbs/30_demo.ipynb #042
+# %% ../nbs/30_demo.ipynb #039
 def paste_by_hand(sample, bank, settings):
     """(Sample after, number pasted): `settings.number` patches of a TargetBank added by the paper's sum, the same Gaussian and strength for all. InputError for a bank without patches."""
     cut, rng = patches(bank), np.random.default_rng(settings.seed)
@@ -287,7 +287,7 @@ def paste_by_hand(sample, bank, settings):
     after = replace(sample, image=image, targets=targets, boxes=np.concatenate([sample.boxes, new]), real=np.concatenate([sample.real, np.zeros(len(new), bool)]))
     return after, len(new)
 
-# %% ../nbs/30_demo.ipynb #045
+# %% ../nbs/30_demo.ipynb #041
 def close_up(sample, new, settings, side=80):
     """The window that the playground shows: round the densest of the `new` last boxes, or the whole image."""
     if not settings.close: return 0, 0, sample.width, sample.height
@@ -307,7 +307,7 @@ def play(sample, bank, settings=Play(), side=320):
     a, b, c, d = (titled(p, t) for p, t in zip((left, right, difference, labels), texts))
     return joined([joined([a, b]), joined([c, d])], axis=0)
 
-# %% ../nbs/30_demo.ipynb #050
+# %% ../nbs/30_demo.ipynb #046
 @functools.lru_cache(8)
 def bank_of(split):
     """TargetBank of eight images, evenly spaced over a split of `datasets`."""
@@ -323,7 +323,7 @@ def playground():
                  lam=slider("lambda", 0.75, 0.0, 1.0, 0.05), window=slider("window", 25, 0, 80), seed=slider("seed", 0, 0, 99),
                  sky=tick("only sky", True), close=tick("close-up", True))
 
-# %% ../nbs/30_demo.ipynb #053
+# %% ../nbs/30_demo.ipynb #049
 MODULES = (exchange.StaticExchange, exchange.DynamicExchange, exchange.LearnableExchange, exchange.NoExchange)   # a SpatialExchange is a StaticExchange
 
 
@@ -342,7 +342,7 @@ def branches(model, image):
     finally: hook.remove()
     return tuple(m.detach().float().contiguous() for m in caught[0])
 
-# %% ../nbs/30_demo.ipynb #055
+# %% ../nbs/30_demo.ipynb #051
 def filters(image, channels=8):
     """(sky, target): two stacks float32 (1, channels, h, w) made of a grey image: Gaussian blurs, and differences of neighbouring blurs, from fine to coarse."""
     import torch
@@ -350,7 +350,7 @@ def filters(image, channels=8):
     blurred = np.stack([cv2.GaussianBlur(image.astype(np.float32) / 255, (0, 0), s) for s in scales])
     return torch.from_numpy(blurred[None, 1:].copy()), torch.from_numpy((blurred[:-1] - blurred[1:])[None])
 
-# %% ../nbs/30_demo.ipynb #058
+# %% ../nbs/30_demo.ipynb #053
 def trade(kind, p, sky, target, own=None):
     """(sky, target, moved): both branches after an exchange of `kind` with share `p`, and which channels changed in each, two bool (c,). own: a trained exchange to take weights from."""
     import torch
@@ -364,7 +364,7 @@ def trade(kind, p, sky, target, own=None):
     moved = [(a != b).flatten(2).any(2)[0].numpy() for a, b in zip((sky, target), after)]
     return *after, moved
 
-# %% ../nbs/30_demo.ipynb #061
+# %% ../nbs/30_demo.ipynb #056
 @dataclass(frozen=True)
 class Trade:
     """What the exchange viewer shows: the kind of exchange, the share p of channels that move, and the channel picked."""
@@ -381,7 +381,7 @@ def map_picture(values, side, name=None):
     if name: cv2.rectangle(picture, (0, 0), (side - 1, side - 1), colour(name), max(side // 24, 2))
     return picture
 
-# %% ../nbs/30_demo.ipynb #062
+# %% ../nbs/30_demo.ipynb #057
 ORIGIN = (pictures.SKY, pictures.MISSED, "#888888")      # frame of what comes from the sky branch, from the target branch, and from both
 
 
@@ -400,7 +400,7 @@ def strip(maps, moved, branch, settings, side, most=16):
         row.append(picture)
     return joined(row, gap=4)
 
-# %% ../nbs/30_demo.ipynb #063
+# %% ../nbs/30_demo.ipynb #058
 def view_trade(sky, target, settings=Trade(), own=None, side=46):
     """RGB picture of an exchange between two branches (1, c, h, w): all channels before and after, and the picked one large. InputError for a channel that is not there."""
     c = settings.channel
@@ -413,7 +413,7 @@ def view_trade(sky, target, settings=Trade(), own=None, side=46):
     counts = f"{settings.kind}, p = {settings.p:.2f}: {int(moved[0].sum())} sky and {int(moved[1].sum())} target channels of {sky.shape[1]} changed; frame: blue from the sky branch, orange from the target branch" + (", grey from both" if settings.kind == "spatial" else "")
     return titled(joined([joined(small, axis=0, gap=4), joined(large)], axis=0), counts)
 
-# %% ../nbs/30_demo.ipynb #066
+# %% ../nbs/30_demo.ipynb #061
 def find_weights(name="bafe-hr-nano.safetensors"):
     """Path of a weights file of the repository: in weights/ here, one folder up, or beside the package. InputError where it is not there."""
     places = [Path("weights"), Path("../weights"), Path(bafenet.__file__).resolve().parent.parent / "weights"]
@@ -423,11 +423,17 @@ def find_weights(name="bafe-hr-nano.safetensors"):
 
 
 @functools.lru_cache(2)
-def network(path=None):
-    """The model of a weights file (None: `find_weights`), ready for detection: eval mode, batch norms folded."""
-    return bafenet.fold(evaluation.read_model(find_weights() if path is None else path)[0])
+def trained(path=None):
+    """The model of a weights file (None: `find_weights`) as it was trained, in eval mode."""
+    return evaluation.read_model(find_weights() if path is None else path)[0]
 
-# %% ../nbs/30_demo.ipynb #069
+
+@functools.lru_cache(2)
+def network(path=None):
+    """The same model ready for detection: batch norms, and a fine head's exchange, folded into the convolutions."""
+    return bafenet.fold(trained(path))
+
+# %% ../nbs/30_demo.ipynb #064
 SOURCES = ("trained network", "filters")
 
 
@@ -438,16 +444,16 @@ def entering(source, split, index, side=96):
     x1, y1, x2, y2 = figures.window(s, side)
     crop = np.ascontiguousarray(s.image[y1:y2, x1:x2])
     if source == "filters": return *filters(crop), None
-    return *branches(network(), crop), exchange_of(network())
+    return *branches(trained(), crop), exchange_of(trained())
 
 
 def first_source():
     """The trained network where its weights are at hand and it has an exchange, else the filters."""
-    try: exchange_of(network())
+    try: exchange_of(trained())
     except InputError: return "filters"       # whoever chooses the network all the same reads why not
     return "trained network"
 
-# %% ../nbs/30_demo.ipynb #070
+# %% ../nbs/30_demo.ipynb #065
 def exchange_viewer():
     """Panel of the exchange viewer: source of the maps, kind, p, channel."""
     w = widgets()
@@ -460,7 +466,7 @@ def exchange_viewer():
     return Panel(draw, split=split, image=image, source=w.Dropdown(options=SOURCES, value=first_source(), description="maps"),
                  kind=w.Dropdown(options=exchange.KINDS, value="learnable", description="exchange"), p=slider("p", 0.5, 0.0, 1.0, 0.05), channel=picked)
 
-# %% ../nbs/30_demo.ipynb #073
+# %% ../nbs/30_demo.ipynb #068
 def read_upload(name, content):
     """Grey levels uint8 (h, w) of an uploaded PNG, JPEG, BMP or TIFF file; colour becomes luma. InputError for anything else, 16 bits, or too many pixels."""
     try:
@@ -482,7 +488,7 @@ def uploaded(value):
     else: item = value[-1]; name = item["name"]
     return name, bytes(item["content"])
 
-# %% ../nbs/30_demo.ipynb #076
+# %% ../nbs/30_demo.ipynb #071
 KEPT = {}          # model and digest of an image -> model and Prediction, the latest few
 
 
@@ -495,7 +501,7 @@ def predicted(image, model=None, most=16):
         KEPT[key] = model, evaluation.predict(model, image)       # holding the model keeps its id from being used again
     return KEPT[key][1]
 
-# %% ../nbs/30_demo.ipynb #079
+# %% ../nbs/30_demo.ipynb #074
 def draw_detections(sample, detections, threshold, view, side, truth=True):
     """RGB picture of a window: detections (n, 5) over `threshold` as hits, misses and false alarms, or all alike without truth."""
     picture, factor = enlarge(sample.image, view, side)
@@ -515,7 +521,7 @@ def counted(sample, detections, threshold, truth=True):
     hits, missed, false = figures.verdict(sample, detections, threshold)
     return f"{sample.name}, score over {threshold:.2f}: hits {len(hits)} (box), missed {len(missed)} (dashed), false alarms {len(false)} (circle)"
 
-# %% ../nbs/30_demo.ipynb #081
+# %% ../nbs/30_demo.ipynb #075
 def view_detections(sample, detections, threshold=0.5, truth=True, side=620):
     """RGB picture of a Sample with detections (n, 5) over `threshold`: the whole image, and its fullest window magnified."""
     likely = detections[detections[:, 4] > 0.3, :4]
@@ -525,7 +531,7 @@ def view_detections(sample, detections, threshold=0.5, truth=True, side=620):
     x1, y1, x2, y2 = near
     return joined([titled(whole, counted(sample, detections, threshold, truth)), titled(part, f"columns {x1} to {x2}, rows {y1} to {y2}")])
 
-# %% ../nbs/30_demo.ipynb #086
+# %% ../nbs/30_demo.ipynb #080
 def as_json(name, detections):
     """The detections (n, 5) of one image as a COCO results list, text; see scores.write_detections."""
     with tempfile.TemporaryDirectory() as folder:
@@ -546,7 +552,7 @@ def table(detections, most=8):
     rest = f"<p>and {len(detections) - most} more in the file</p>" if len(detections) > most else ""
     return f'<table class="bafe-boxes"><tr><th></th><th>x</th><th>y</th><th>width</th><th>height</th><th>score</th></tr>{cells}</table>{rest}'
 
-# %% ../nbs/30_demo.ipynb #089
+# %% ../nbs/30_demo.ipynb #082
 def without_truth(name, image):
     """A Sample of an image about which nothing is known."""
     no = np.zeros(image.shape, bool)
@@ -559,7 +565,7 @@ def detect(sample, threshold, truth=True, model=None):
     kept = d[d[:, 4] > threshold]
     return view_detections(sample, d, threshold, truth), download(f"{Path(sample.name).stem}-detections", as_json(Path(sample.name).stem, kept)) + table(kept)
 
-# %% ../nbs/30_demo.ipynb #090
+# %% ../nbs/30_demo.ipynb #083
 def detector():
     """Panel of the detector: a sample or an upload, a threshold, the boxes as table and file."""
     w = widgets()
@@ -575,7 +581,7 @@ def detector():
     upload.observe(switch, "value")
     return panel
 
-# %% ../nbs/30_demo.ipynb #096
+# %% ../nbs/30_demo.ipynb #090
 TABS = {"Dataset": browser, "BAG-CP": playground, "Exchange": exchange_viewer, "Detector": detector}
 
 
@@ -594,7 +600,7 @@ def app_notebook(folder):
     cell = dict(cell_type="code", id="demo", metadata={}, execution_count=None, outputs=[], source=code)
     return json.dumps(dict(cells=[cell], metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")), nbformat=4, nbformat_minor=5))
 
-# %% ../nbs/30_demo.ipynb #098
+# %% ../nbs/30_demo.ipynb #092
 HOST = "127.0.0.1"
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob: ws:; frame-ancestors 'self'"      # what the page may load and from where
 
@@ -615,7 +621,7 @@ def check_installed():
     for name in ("voila", "ipywidgets"):
         if importlib.util.find_spec(name) is None: raise InputError(f"the app needs {name}: install the extra lab, pip install 'bafe_nb[lab]'")
 
-# %% ../nbs/30_demo.ipynb #099
+# %% ../nbs/30_demo.ipynb #093
 def answering(process, address, log, patience):
     """Wait until the server answers; InputError with its last line when it ends or stays silent for `patience` seconds."""
     for _ in range(int(patience * 5)):
@@ -626,7 +632,7 @@ def answering(process, address, log, patience):
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     raise InputError(f"the app did not start ({lines[-1] if lines else 'no word from Voila'}): try bafe demo --port with another number")
 
-# %% ../nbs/30_demo.ipynb #100
+# %% ../nbs/30_demo.ipynb #094
 @contextmanager
 def serving(port=8866, patience=90):
     """Voila with all demos on 127.0.0.1 as a context: (address, process). Port 0: any free one. InputError when it cannot start."""
@@ -643,7 +649,7 @@ def serving(port=8866, patience=90):
             yield f"http://{HOST}:{port}", process
         finally: _stop(process)
 
-# %% ../nbs/30_demo.ipynb #101
+# %% ../nbs/30_demo.ipynb #095
 def _stop(process):
     """End Voila as Ctrl-C does, so that it ends its kernels too; by force when it does not listen."""
     if process.poll() is None: process.send_signal(signal.SIGINT)

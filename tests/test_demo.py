@@ -181,6 +181,15 @@ def test_branches_of_a_network_are_what_its_exchange_gets():
     assert sky.shape == target.shape and sky.shape[0] == 1 and not demo.exchange_of(model)._forward_pre_hooks
 
 
+def test_the_viewer_looks_at_the_network_before_folding():
+    """Folding takes the exchange out of the network; the viewer must still find it, and the detector must answer the same."""
+    model = demo.trained()
+    if model.preset.head.exchange != "none": assert not isinstance(demo.exchange_of(model), exchange.NoExchange)
+    sky, target, own = demo.entering("trained network", "scenes", 4)
+    assert own is demo.exchange_of(model) and sky.shape == target.shape
+    assert np.allclose(demo.evaluation.predict(model, QUIET.image).detections, demo.evaluation.predict(demo.network(), QUIET.image).detections, atol=0.01)
+
+
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".bmp", ".tiff"])
 def test_uploads_become_grey_levels(ending):
     grey = cv2.GaussianBlur(QUIET.image, (0, 0), 2)
