@@ -40,3 +40,16 @@ def test_naive_paste_of_the_notebook_equals_the_exported_one():
 def test_rows_of_bagcp_name_every_candidate():
     names = [row["name"] for row in bench.bagcp_times(runs=1)]
     assert len(names) == len(set(names)) == 5 and any("naive" in n for n in names) and any("floor" in n for n in names)
+
+
+def test_training_rows_stand_beside_a_floor_of_the_same_minutes():
+    rows = bench.train_times(runs=1, preset="bafe-small", batch=1, size=64)
+    step, once, floor = rows
+    assert step["times_floor"] == pytest.approx(step["milliseconds"] / floor["milliseconds"])
+    assert floor["milliseconds"] == pytest.approx(1e-6 * bench.step_operations("bafe-small", 1, 64) / floor["gigaflops"])
+    assert "inference" in once["name"] and once["gigaflops"] == floor["gigaflops"]
+
+
+def test_turns_take_a_clock():
+    ticks = iter(range(100))
+    assert bench.turns(dict(a=lambda: None), 3, 0, clock=lambda: next(ticks))["a"].tolist() == [1000.0] * 3
