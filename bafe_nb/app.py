@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DATA', 'SPLIT', 'PROTOCOL', 'THRESHOLD', 'JSON', 'LEDGER', 'SEED', 'VERBS', 'DATA_VERBS', 'Parser', 'dataset',
            'data_name', 'fetch', 'verify', 'stats', 'train', 'evaluate', 'score', 'annotated', 'detect',
-           'import_official', 'presets', 'reproduce', 'bench', 'ladder', 'sweep', 'endure', 'write_tables',
+           'import_official', 'presets', 'reproduce', 'bench', 'ladder', 'sweep', 'endure', 'faithful', 'write_tables',
            'write_figures', 'show_demos', 'parser', 'main']
 
 # %% ../nbs/25_running.ipynb #002
@@ -218,10 +218,10 @@ def bench(args):
 
 # %% ../nbs/25_running.ipynb #027
 def _speedrun(args):
-    """One run on the stopwatch in a temporary folder, as a row."""
+    """One run on the stopwatch, in the folder --out or in a temporary one, as a row."""
     from bafe_nb import bench as timing
     with tempfile.TemporaryDirectory() as folder:
-        row = timing.speedrun(lambda: (dataset(args.data, "trainval_v2"), dataset(args.data, "test_v2")), folder, args.seed, args.epochs, threads=args.threads)
+        row = timing.speedrun(lambda: (dataset(args.data, "trainval_v2"), dataset(args.data, "test_v2")), args.out or folder, args.seed, args.epochs, threads=args.threads)
     print(f"{row['name']}, seed {row['seed']}: {row['seconds']:.0f} s, mAP07 {row['map07']:.3f}, mAP12 {row['map12']:.3f}; floor {row['floor_seconds']:.0f} s")
     return row
 
@@ -241,7 +241,7 @@ def sweep(args):
     if not root: raise InputError("the sweep needs DenseSIRST: give --data DIR or set BAFE_DATA")
     background.sweep(root, args.out, args.results, command=args.command)
 
-
+# %% ../nbs/25_running.ipynb #029
 def endure(args):
     """bafe endure MODEL: recall under noise, blur, less contrast and other generators (notebook 19), one ledger row a condition."""
     from tqdm import tqdm
@@ -256,7 +256,13 @@ def endure(args):
         print(f"{row['condition']:16} recall {row['recall']:.3f}" + (f", of {row['new']} new targets {row['recall_new']:.3f}" if row["new"] else ""))
         if args.ledger: ledger.append(args.ledger, dict(kind="robustness", preset=name, seed=seed, split=args.split, data=data_name(args.data, data)) | row | ledger.stamp(args.command))
 
-# %% ../nbs/25_running.ipynb #030
+# %% ../nbs/25_running.ipynb #031
+def faithful(args):
+    """bafe faithful run|pack|unpack|speed: the paper's schedule in pieces of a few minutes that resume each other, the dataset in parts, and the speed (notebook 26)."""
+    from bafe_nb import faithful as runs
+    runs.COMMANDS[args.what](args)
+
+# %% ../nbs/25_running.ipynb #032
 def write_tables(args):
     """bafe tables: every table from the ledger, as CSV, Markdown and LaTeX."""
     from bafe_nb import background, bafenet, ledger, tables
@@ -272,13 +278,13 @@ def write_figures(args):
     pictures.style()
     for path in figures.build(args.results, args.out, args.data or densesirst.find_root()): print(path)
 
-# %% ../nbs/25_running.ipynb #031
+# %% ../nbs/25_running.ipynb #033
 def show_demos(args):
     """bafe demo: the demos of notebook 30 as an app in the browser, on this machine only, until Ctrl-C."""
     from bafe_nb import demo
     demo.serve(args.port)
 
-# %% ../nbs/25_running.ipynb #033
+# %% ../nbs/25_running.ipynb #035
 DATA = ("--data", dict(metavar="DIR", help="SIRSTdevkit folder, or the word scenes; default: BAFE_DATA"))
 SPLIT = ("--split", dict(default="test_v2", help="test_v2, val_v2, train_v2 or trainval_v2"))
 PROTOCOL = ("--protocol", dict(default="corrected", help="paper or corrected"))
@@ -287,7 +293,7 @@ JSON = ("--json", dict(metavar="FILE", help="write the result here instead of pr
 LEDGER = ("--ledger", dict(metavar="FILE", help="append a row to this CSV"))
 SEED = ("--seed", dict(type=int, default=0))
 
-# %% ../nbs/25_running.ipynb #034
+# %% ../nbs/25_running.ipynb #036
 VERBS = {
     "train": (train, [("preset", {}), DATA, ("--out", dict(required=True, metavar="RUN")), ("--resume", dict(action="store_true")), SEED, ("--split", dict(default="trainval_v2")),
                       ("--schedule", dict(help="name in training.SCHEDULES; default: the preset's own")), ("--epochs", dict(type=int)), ("--repeats", dict(type=int)), ("--batch", dict(type=int)),
@@ -300,7 +306,7 @@ VERBS = {
     "presets": (presets, [JSON]),
     "reproduce": (reproduce, [DATA, ("--out", dict(default="reproduction", metavar="DIR")), ("--preset", dict(default="bafe-small")), SEED, LEDGER]),
     "bench": (bench, [("what", dict(choices=("bagcp", "train", "inference", "speedrun"))), ("--runs", dict(type=int, default=5)), DATA, SEED,
-                      ("--epochs", dict(type=int, default=10, help="of the speedrun")), ("--threads", dict(type=int, default=2, help="of the speedrun")), LEDGER]),
+                      ("--epochs", dict(type=int, default=9, help="of the speedrun")), ("--out", dict(metavar="RUN", help="keep the speedrun's run here")), ("--threads", dict(type=int, default=2, help="of the speedrun")), LEDGER]),
     "ladder": (ladder, [DATA, ("--out", dict(default="runs/ladder", metavar="DIR")), ("--seeds", dict(type=int, default=3)), ("--ledger", dict(default="results/ledger.csv"))]),
     "sweep": (sweep, [DATA, ("--out", dict(default="runs/ablation", metavar="DIR")), ("--results", dict(default="results", help="folder of the ledger and of the draws"))]),
     "endure": (endure, [("model", dict(metavar="RUN|WEIGHTS|METHOD")), DATA, SPLIT, LEDGER]),
@@ -312,7 +318,13 @@ DATA_VERBS = {
     "verify": (verify, [("dir", {})]),
     "stats": (stats, [("dir", {}), JSON, LEDGER])}
 
-# %% ../nbs/25_running.ipynb #035
+# %% ../nbs/25_running.ipynb #037
+VERBS["faithful"] = (faithful, [("what", dict(choices=("run", "pack", "unpack", "speed"))), DATA, ("--out", dict(metavar="DIR", help="runs/faithful; pack: data/packed; unpack: data/unpacked")),
+    ("--minutes", dict(type=float, default=9.0, help="of this call; the same call goes on")), ("--only", dict(metavar="PRESET")), ("--parts", dict(type=int, default=8)),
+    ("--epochs", dict(type=int)), ("--repeats", dict(type=int)), ("--squeeze", dict(type=int, help="side in pixels")), ("--imagenet", dict(metavar="FILE")), ("--device", dict(default="auto")),
+    ("--workers", dict(type=int, help="loader processes")), ("--compile", dict(action="store_true")), ("--commit", dict(help="of the code, where there is no git")), LEDGER])
+
+# %% ../nbs/25_running.ipynb #038
 def _add(parsers, verbs):
     """Fill sub-parsers from a table of verbs."""
     for name, (function, words) in verbs.items():
@@ -331,7 +343,7 @@ def parser():
     _add(data.add_subparsers(metavar="verb", required=True, parser_class=Parser), DATA_VERBS)
     return main
 
-# %% ../nbs/25_running.ipynb #036
+# %% ../nbs/25_running.ipynb #039
 def main(words=None):
     """Run `bafe` with a list of words (default: the command line); returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     words = sys.argv[1:] if words is None else list(words)
@@ -346,5 +358,5 @@ def main(words=None):
         return 130
     return 2
 
-# %% ../nbs/25_running.ipynb #038
+# %% ../nbs/25_running.ipynb #041
 if __name__ == "__main__" and __spec__: sys.exit(main())
