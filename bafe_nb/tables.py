@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'DATASETS', 'LEADERBOARD', 'RUN', 'FRONT', 'DEFAULTS', 'STUDIES', 'MEASURES', 'ABLATION', 'DIFFERENCES',
-           'WORDS', 'RUNGS', 'LADDER', 'SEGMENTATION', 'SPEED', 'Column', 'Table', 'cell', 'markdown',
+           'WORDS', 'RUNGS', 'LADDER', 'SEGMENTATION', 'SPEED', 'SPEEDRUN', 'Column', 'Table', 'cell', 'markdown',
            'comma_separated', 'latex', 'write', 'published', 'datasets', 'ours', 'leaderboard', 'run', 'published_size',
-           'sizes', 'front', 'ablation', 'differences', 'ladder_rows', 'ladder', 'segmentation', 'speed', 'listing',
-           'build']
+           'sizes', 'front', 'ablation', 'differences', 'ladder_rows', 'ladder', 'segmentation', 'speed', 'speedruns',
+           'listing', 'build']
 
 # %% ../nbs/21_tables.ipynb #002
 import csv
@@ -316,7 +316,17 @@ def speed(rows):
         found[what] = dict({k: r.get(k) for k in ("fastest", "slowest", "runs", "threads", "device")}, what=what, milliseconds=ms, date=str(r.get("date", ""))[:10])
     return Table("speed", "What a step takes", SPEED, tuple(found[k] for k in sorted(found)), "Medians where a row has runs; the other rows are one run's mean, on a machine that may have had other work. Times of two devices do not compare.")
 
-# %% ../nbs/21_tables.ipynb #056
+# %% ../nbs/21_tables.ipynb #055
+SPEEDRUN = (Column("name", "Run"), Column("seed", "Seed", ".0f"), Column("seconds", "Seconds", ".0f"), Column("floor_seconds", "Floor (s)", ".0f"), Column("map07", "mAP07", ".3f"), Column("map12", "mAP12", ".3f"),
+            Column("recall", "Recall", ".3f"), Column("threads", "Threads", ".0f"), Column("device", "Device"), Column("date", "Date"))
+
+
+def speedruns(rows):
+    """Every run on the stopwatch in the ledger `rows`: seconds from opening the images to the last score, beside the floor and what was reached."""
+    runs = tuple(dict(r, date=str(r.get("date", ""))[:10]) for r in rows if r.get("kind") == "bench" and r.get("bench") == "speedrun")
+    return Table("speedrun", "Time to accuracy on DenseSIRST test_v2", SPEEDRUN, runs, "Corrected protocol, last epoch. Seconds hold reading, training, predicting and scoring; the floor is the operations of all steps over the rate of a large matrix product.")
+
+# %% ../nbs/21_tables.ipynb #058
 def listing(made):
     """The table of tables: name, title, rows, and how many of them wait for a run."""
     columns = (Column("name", "Files"), Column("title", "Table"), Column("rows", "Rows", ".0f"), Column("waiting", "Not run yet", ".0f"))
@@ -326,5 +336,5 @@ def listing(made):
 
 def build(rows, counts=(), compared=()):
     """Every table, in the order of the README, from the ledger `rows`, the size `counts` and notebook 23's comparisons (without these no such table), and a list of them."""
-    made = [front(rows), datasets(rows), leaderboard(rows), *(ablation(rows, study) for study in STUDIES), *([differences(compared)] if compared else []), ladder(rows), segmentation(rows), *([sizes(counts)] if counts else []), speed(rows)]
+    made = [front(rows), datasets(rows), leaderboard(rows), *(ablation(rows, study) for study in STUDIES), *([differences(compared)] if compared else []), ladder(rows), segmentation(rows), *([sizes(counts)] if counts else []), speed(rows), speedruns(rows)]
     return made + [listing(made)]

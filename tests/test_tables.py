@@ -110,12 +110,25 @@ def test_the_list_says_what_waits_for_a_run():
 
 def test_committed_tables_are_what_the_ledger_gives():
     """`bafe tables` writes nothing new: the ledger, the presets and the files in figures/ agree."""
-    from bafe_nb import bafenet
+    from bafe_nb import background, bafenet
     counts = [dict(name=n, parameters=c[0], multiply_adds=c[1]) for n in bafenet.PRESETS for c in [bafenet.count(n)]]
-    for table in tables.build(ledger.read(ROOT / "results" / "ledger.csv"), counts):
+    rows = ledger.read(ROOT / "results" / "ledger.csv")
+    for table in tables.build(rows, counts, background.comparisons(rows, ROOT / "results")):
         for ending, text in ((".csv", tables.comma_separated(table)), (".md", tables.markdown(table)), (".tex", tables.latex(table))):
             path = ROOT / "figures" / (table.name + ending)
             assert path.exists() and path.read_text(encoding="utf-8") == text, f"{path.name} is not what results/ledger.csv gives: run bafe tables"
+
+
+def test_differences_stand_beside_their_interval():
+    line = dict(what="an idea", measure="alarms_sky", mean=-1.25, low=-2, high=0.5, spread=.1, seeds=3)
+    table = tables.differences([line])
+    assert [tables.cell(table.rows[0], c) for c in tables.DIFFERENCES] == ["an idea", tables.WORDS["alarms_sky"], "-1.250", "-2.000", "+0.500", "0.100", "3"]
+    assert "differences" in {t.name for t in tables.build([], compared=[line])} and "differences" not in {t.name for t in tables.build([])}
+
+
+def test_scarce_runs_are_not_counted_among_the_others():
+    rows = [dict(kind="ablation", protocol="corrected", arm="a", sky=True, exchange="learnable", paste="default", share=s, map12=m) for s, m in ((1.0, .8), (0.1, .2))]
+    assert [row.get("map12") for row in tables.ablation(rows, "bagcp").rows][-1] == .8
 
 
 def test_unknown_published_table():
