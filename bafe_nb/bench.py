@@ -21,15 +21,15 @@ from . import bagcp, bafenet, evaluation, scenes, training
 from .boxes import InputError
 
 # %% ../nbs/15_bench.ipynb #005
-def turns(candidates, runs, warm_up=1):
-    """Milliseconds of functions without arguments, measured in turn: name -> float (runs,). candidates: name -> function."""
+def turns(candidates, runs, warm_up=1, clock=time.perf_counter):
+    """Milliseconds of functions without arguments, measured in turn: name -> float (runs,). candidates: name -> function. clock: function that gives seconds."""
     for _ in range(warm_up):
         for function in candidates.values(): function()
     times = {name: [] for name in candidates}
     for _ in range(runs):
         for name, function in candidates.items():
-            start = time.perf_counter(); function()
-            times[name].append(1e3 * (time.perf_counter() - start))
+            start = clock(); function()
+            times[name].append(1e3 * (clock() - start))
     return {name: np.array(t) for name, t in times.items()}
 
 
@@ -88,38 +88,51 @@ def text(rows):
     return "\n".join(f"{r['name']:{wide}s} {r['milliseconds']:10.3f} ms   ({r['fastest']:.3f} to {r['slowest']:.3f}, {r['runs']} runs)" for r in rows)
 
 # %% ../nbs/15_bench.ipynb #017
-def matrix_rate(size=1536, runs=5):
-    """Operations per second (multiplications and additions) of a float32 matrix product of size x size on this machine, the median of `runs`."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    times = turns(dict(product=lambda: a @ b), runs)["product"]
-    return 2 * size ** 3 / (np.median(times) / 1e3)
+def matrix_rate(size=1536, runs=5, device="cpu", dtype=torch.float32):
+    """Operations per second (multiplications and additions) of a matrix product of size x size on a device, the median of `runs`."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    def product():
+        c = a @ b
+        if c.is_cuda: torch.cuda.synchronize()
+    return 2 * size ** 3 / (np.median(turns(dict(product=product), runs, warm_up=3)["product"]) / 1e3)
 
 
 def step_operations(preset, batch, size):
     """Operations of one training step: 2 per multiply-add, backward counted as twice the forward pass."""
     return 6 * batch * bafenet.count(preset, size)[1]
 
-# %% ../nbs/15_bench.ipynb #019
-def train_times(runs=3, preset="paper-r18", batch=2, size=512):
-    """Rows of milliseconds for one training step (forward, losses, backward, optimiser) and for inference on one image, with the floor of this machine."""
+# %% ../nbs/15_bench.ipynb #020
+def _step(preset, batch, size):
+    """Functions without arguments: one training step on scenes of 13 targets, and inference on one of them."""
     config = training.TrainConfig(preset=preset)
     samples = [_first(crowded(100 * k, size), 13) for k in range(batch)]
     run = training.Run(config, training.Examples(samples, config.schedule, 0))
     ready, single = training.batch(samples), run.model.normalise(samples[0].image[None])
     def inference():
+        run.model.eval()
         with torch.inference_mode(): run.model(single)
-    step = turns({f"{preset}: training step, batch {batch}": lambda: training.advance(run, ready)}, runs)
-    run.model.eval()
-    once = turns({f"{preset}: inference, one image": inference}, runs)
-    rate = matrix_rate(); threads = torch.get_num_threads()
+        run.model.train()
+    return lambda: training.advance(run, ready), inference
+
+# %% ../nbs/15_bench.ipynb #021
+def train_times(runs=3, preset="paper-r18", batch=2, size=512):
+    """Rows of milliseconds for one training step (forward, losses, backward, optimiser) and for inference on one image, with the floor of this machine.
+
+    `times_floor` is the step over the floor. On one thread the clock is processor time, on several it is the wall's."""
+    threads, product = torch.get_num_threads(), torch.randn(2, 1536, 1536)
+    step, inference = _step(preset, batch, size)
+    names = f"{preset}: training step, batch {batch}", f"{preset}: inference, one image"
+    times = turns({names[0]: step, "product": lambda: product[0] @ product[1], names[1]: inference}, runs, clock=time.thread_time if threads == 1 else time.perf_counter)
+    rate = 2 * 1536 ** 3 / (np.median(times["product"]) / 1e3)
     floor = 1e3 * step_operations(preset, batch, size) / rate
-    rows = [row("train", name, t, threads=threads, gigaflops=rate / 1e9) for name, t in {**step, **once}.items()]
-    return rows + [row("train", f"floor of the step at {rate / 1e9:.0f} G operations a second", np.array([floor]), threads=threads, gigaflops=rate / 1e9)]
-
-
-BENCHES = dict(bagcp=lambda runs=200: bagcp_times(runs), train=lambda runs=3: train_times(runs), inference=lambda runs=9: inference_times(runs))
+    more = dict(threads=threads, gigaflops=rate / 1e9)
+    rows = [row("train", names[0], times[names[0]], times_floor=float(np.median(times[names[0]]) / floor), **more), row("train", names[1], times[names[1]], **more)]
+    return rows + [row("train", f"floor of the step at {rate / 1e9:.0f} G operations a second", np.array([floor]), **more)]
 
 # %% ../nbs/15_bench.ipynb #022
+BENCHES = dict(bagcp=lambda runs=200: bagcp_times(runs), train=lambda runs=3: train_times(runs), inference=lambda runs=9: inference_times(runs))
+
+# %% ../nbs/15_bench.ipynb #028
 def inference_times(runs=9, presets=("bafe-hr-nano", "bafe-hr", "paper-r18"), height=512, width=640):
     """Rows of milliseconds for `evaluation.predict` on one image of height x width pixels, norms folded, one thread."""
     image, candidates = crowded(size=max(height, width)).image[:height, :width], {}
@@ -132,7 +145,7 @@ def inference_times(runs=9, presets=("bafe-hr-nano", "bafe-hr", "paper-r18"), he
     torch.set_num_threads(threads)
     return [row("inference", name, t, threads=1) for name, t in times.items()]
 
-# %% ../nbs/15_bench.ipynb #025
+# %% ../nbs/15_bench.ipynb #031
 def speedrun(open_data, out, seed=0, epochs=10, preset="bafe-hr-nano", threads=2, device="auto", progress=True):
     """One row: seconds from opening the data to the final score, the scores, and the floor. open_data: function that returns (training set, test set); out: an empty folder."""
     start = time.perf_counter()
@@ -143,7 +156,7 @@ def speedrun(open_data, out, seed=0, epochs=10, preset="bafe-hr-nano", threads=2
     found, ms = evaluation.predict_all(model, test, progress)
     numbers = evaluation.score(found, test)
     seconds = time.perf_counter() - start
-    rate = matrix_rate()
+    rate = matrix_rate() if trained["device"] == "cpu" else matrix_rate(8192, 20, "cuda", torch.bfloat16)
     floor = trained["steps"] * step_operations(preset, schedule.batch, schedule.crop) / rate
     keep = {k: numbers[k] for k in ("map07", "map12", "recall", "map50_95", "images", "targets")}
     return dict(bench="speedrun", name=f"{preset}, {epochs} epochs", preset=preset, seed=seed, seconds=round(seconds, 1), seconds_training=trained["seconds"], ms_per_image=round(ms, 1),
