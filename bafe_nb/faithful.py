@@ -298,9 +298,10 @@ def our_step(preset, batch, size, **more):
 
 # %% ../nbs/26_faithful_runs.ipynb #056
 def torchvision_step(batch, size, device, bf16):
-    """Function that does one training step of torchvision's fcos_resnet50_fpn (random weights, one class) on the same scenes; InputError where torchvision is missing."""
+    """Function that does one training step of torchvision's fcos_resnet50_fpn (random weights, one class) on the same scenes; InputError where torchvision is missing or broken."""
     try: from torchvision.models.detection import fcos_resnet50_fpn
-    except ImportError: raise InputError("torchvision is not installed, its row is left out: pip install torchvision") from None
+    except (ImportError, RuntimeError):        # the latter when it was built for another torch
+        raise InputError(f"no torchvision for torch {torch.__version__}, its row is left out: pip install torchvision") from None
     model = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2, min_size=size, max_size=size).to(device, memory_format=torch.channels_last).train()
     samples, optimiser = _crowd(batch, size), torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=True)
     images = [torch.from_numpy(np.repeat(s.image[None] / np.float32(255), 3, axis=0)).to(device) for s in samples]
@@ -320,7 +321,7 @@ def _speed_row(name, batch, seconds, rate, operations=None, **more):
 def speed(presets=("paper-r18", "fcos-r50"), batches=(2, 16), size=512, runs=20, say=print, **more):
     """Rows about one training step of each preset and of torchvision's FCOS at each batch. more: see `config_of`. Where torchvision is missing, `say` gets a line."""
     device = training.device_of(training.TrainConfig(**more)); gpu = device.type == "cuda"
-    rate = bench.matrix_rate(8192, 20, device, torch.bfloat16) if gpu else bench.matrix_rate()
+    rate = float(bench.matrix_rate(8192, 20, device, torch.bfloat16) if gpu else bench.matrix_rate())
     rows, words = [], dict(size=size, precision="bf16" if gpu else "float32", compiled=more.get("compile", False))
     for batch in batches:
         for preset in presets:
