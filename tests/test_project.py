@@ -82,8 +82,8 @@ def modules():
 
 
 def test_data_flows_one_way():
-    """A module imports only from modules of earlier notebooks."""
-    order = modules()
+    """A module imports only from modules of earlier notebooks; 23 is read before 21 and 22 (it follows the ladder)."""
+    order = modules() | {"background": modules()["ladder"]}
     for name in order:
         tree = ast.parse((ROOT / "bafe_nb" / f"{name}.py").read_text(encoding="utf-8"))
         used = set()
