@@ -37,12 +37,15 @@ def style():
 
 # %% ../nbs/22_figures.ipynb #008
 def save(fig, folder, name, most=500_000):
-    """Write NAME.png (at most `most` bytes) and NAME.svg into `folder` and close the figure; returns the two paths."""
+    """Write NAME.png (at most `most` bytes, else ValueError) and NAME.svg into `folder` and close the figure; returns the two paths."""
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     for dpi in (300, 200, 150, 110, 80, 60):
         fig.savefig(png, dpi=dpi, metadata={"Software": None})
         if png.stat().st_size <= most: break
+    else:
+        size = png.stat().st_size; png.unlink(); plt.close(fig)
+        raise ValueError(f"{png}: {size:,} bytes at 60 dots per inch, at most {most:,} allowed; draw less in it")
     with plt.rc_context({"svg.hashsalt": name}): fig.savefig(svg, metadata={"Date": None})
     plt.close(fig)
     return png, svg

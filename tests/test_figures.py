@@ -29,15 +29,26 @@ def test_verdict_on_an_image_without_targets():
     assert (len(hits), len(missed), len(false)) == (0, 0, 1)
 
 
-def test_saved_files_are_small_and_the_same_twice(tmp_path):
+def noise_figure():
     noise = np.random.default_rng(0).integers(0, 255, (400, 400), dtype=np.uint8)
+    fig, ax = plt.subplots(figsize=(3, 3)); ax.imshow(noise, cmap="gray")
+    return fig
+
+
+@pytest.mark.parametrize("layout", [False, True])
+def test_saved_files_are_small_and_the_same_twice(tmp_path, layout):
     first = None
     for folder in ("a", "b"):
-        fig, ax = plt.subplots(figsize=(3, 3)); ax.imshow(noise, cmap="gray")
-        png, svg = figures.save(fig, tmp_path / folder, "noise", most=60_000)
-        assert png.stat().st_size <= 60_000
+        with plt.rc_context({"figure.constrained_layout.use": layout}): fig = noise_figure()
+        png, svg = figures.save(fig, tmp_path / folder, "noise", most=100_000)
+        assert png.stat().st_size <= 100_000
         first = first or (png.read_bytes(), svg.read_bytes())
     assert first == (png.read_bytes(), svg.read_bytes())
+
+
+def test_a_figure_that_cannot_be_small_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="noise.png: .* bytes .* at most 9,000"): figures.save(noise_figure(), tmp_path, "noise", most=9_000)
+    assert not list(tmp_path.iterdir())
 
 
 def test_window_holds_the_densest_cluster():
