@@ -8,8 +8,8 @@ __all__ = ['CHOICES', 'SCHEDULES', 'NEWTON_SCHULZ', 'OUTER', 'BOX_RATE', 'Steps'
            'learning_rate', 'groups', 'optimiser', 'levelled', 'muon_groups', 'flip', 'squeeze', 'pad', 'crop',
            'window', 'arrange', 'brighten', 'as_read', 'labelled', 'target_source', 'Examples', 'Batch', 'batch',
            'Keys', 'loader', 'TrainConfig', 'description', 'device_of', 'write_whole', 'Average', 'together',
-           'by_first', 'gathered', 'LossModule', 'Run', 'save', 'restore', 'loss_of', 'advance', 'collect', 'begin',
-           'train']
+           'by_first', 'gathered', 'LossModule', 'memory_order', 'Run', 'save', 'restore', 'loss_of', 'advance',
+           'collect', 'begin', 'train']
 
 # %% ../nbs/11_training.ipynb #002
 import contextlib
@@ -538,6 +538,11 @@ def _divisible(schedule, images):
     raise InputError(f"the last batch of an epoch has {least(schedule.batch)} of {n} examples for {count} processes: {mend}")
 
 # %% ../nbs/11_training.ipynb #085
+def memory_order(device):
+    """torch.memory_format of maps and weights while training on a torch.device."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
 class Run:
     """Everything that changes while a model is trained: weights, optimiser, averaged weights, position, losses, seconds."""
     def __init__(self, config, examples):
@@ -545,7 +550,7 @@ class Run:
         self.config, self.examples, self.device = config, examples, device_of(config)
         self.model = bafenet.build(config.preset)
         if config.imagenet: backbone.load_imagenet(self.model.backbone, config.imagenet)
-        self.model = _synchronised(self.model, self.device).to(self.device, memory_format=torch.channels_last).train()
+        self.model = _synchronised(self.model, self.device).to(self.device, memory_format=memory_order(self.device)).train()
         self.optimiser = optimiser(self.model, config.schedule)
         self.average = Average(self.model, config.schedule.average) if config.schedule.average else None
         self.forward = torch.compile(self.model) if config.compile else self.model
@@ -609,7 +614,7 @@ def _draw_apart(run):
 def loss_of(model, batch, forward=None, bf16=False):
     """Dictionary of losses (class, box, centerness, sky, perhaps mask, total: 0-d tensors) of `model` on a Batch; forward may be the compiled model."""
     device = next(model.parameters()).device
-    images = model.normalise(batch.images.to(device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
+    images = model.normalise(batch.images.to(device, non_blocking=True)).contiguous(memory_format=memory_order(device))
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16): maps = (model if forward is None else forward)(images)
     head = model.preset.head
     if model.fine: return fine.fine_losses(model.bbox_head, maps, batch.boxes, batch.sky.to(device), batch.targets.to(device))

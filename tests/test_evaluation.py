@@ -1,6 +1,7 @@
 """Evaluation: native size and squeezed, tiles without seams, minus-one boxes moved back, rows and files."""
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,3 +169,46 @@ def test_paper_model_on_real_images(data):
     p = evaluation.predict(model, sample)
     assert p.sky.shape == sample.size and p.mask is None and p.detections.shape[1] == 5
     assert np.all(p.detections[:, 2] <= sample.width) and np.all(p.detections[:, :2] >= 0)
+
+
+WEIGHTS = Path(__file__).parent.parent / "weights" / "bafe-hr-nano.safetensors"
+
+
+@pytest.mark.parametrize("side", [(256, 256), (201, 133)])
+def test_four_looks_answer_alike_for_every_reflection(side):
+    """The average over four reflections turns with the image, boxes and masks; one look does not."""
+    model, _ = evaluation.read_model(WEIGHTS)
+    image = scenes.scene(6).image[:side[0], :side[1]]
+    p = evaluation.predict(model, image, reflections=True)
+    assert len(p.detections)
+    for across, down in ((True, False), (False, True), (True, True)):
+        view = image[::-1] if down else image
+        view = view[:, ::-1] if across else view
+        q = evaluation.predict(model, view, reflections=True)
+        back = boxes.flip(q.detections[:, :4], side[1] if across else None, side[0] if down else None)
+        order = np.lexsort(np.round(p.detections[:, :4].T, 2)), np.lexsort(np.round(back.T, 2))
+        assert np.allclose(p.detections[order[0], :4], back[order[1]], atol=1e-2)
+        assert np.allclose(p.detections[order[0], 4], q.detections[order[1], 4], atol=1e-4)
+        mask = q.mask[::-1] if down else q.mask
+        assert (p.mask == (mask[:, ::-1] if across else mask)).mean() > 0.9999
+
+
+def test_four_looks_are_the_mean_of_four():
+    model, _ = evaluation.read_model(WEIGHTS)
+    image = scenes.scene(6).image[:96, :128]
+    with torch.inference_mode():
+        one = [evaluation._maps(model, np.flip(image, [a - 2 for a in axes])) for axes in evaluation.REFLECTIONS]
+        mean = evaluation.Reflected(model.bbox_head, one)
+        turned = [m.classes.flip(axes) for m, axes in zip(one, evaluation.REFLECTIONS)]
+        assert torch.allclose(mean.maps.classes, sum(turned) / 4, atol=1e-5)
+        at = [torch.tensor([k]) for k in (0, 40, 70)]
+        by_hand = model.bbox_head.sides(one[0], *at).log_softmax(-1)
+        by_hand = by_hand + model.bbox_head.sides(one[1], at[0], at[1], 127 - at[2])[:, [2, 1, 0, 3]].log_softmax(-1)
+        by_hand = by_hand + model.bbox_head.sides(one[2], at[0], 95 - at[1], at[2])[:, [0, 3, 2, 1]].log_softmax(-1)
+        by_hand = by_hand + model.bbox_head.sides(one[3], at[0], 95 - at[1], 127 - at[2])[:, [2, 3, 0, 1]].log_softmax(-1)
+        assert torch.allclose(mean.sides(mean.maps, *at), by_hand / 4, atol=1e-5)
+
+
+def test_only_fine_heads_look_four_times():
+    model = bafenet.build("bafe-small").eval()
+    with pytest.raises(InputError, match="bafe-small.*fine head"): evaluation.predict(model, scenes.scene(0).image, reflections=True)
