@@ -33,13 +33,12 @@ def central(d):
 
 # %% ../nbs/09b_fine_head.ipynb #010
 def quality_focal(logits, truth, gamma=2.0):
-    """Quality focal loss per element; truth: float in [0, 1] of the same shape as `logits` (Li et al. 2020, equation 3)."""
+    """Quality focal loss per element; truth: float in [0, 1] of the same shape as `logits` (Li et al. 2020); the factor |y - p|^gamma has no gradient."""
     distance = (logits.detach().sigmoid() - truth).abs() ** gamma
     return distance * F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
 
 # %% ../nbs/09b_fine_head.ipynb #013
 REACH = (0.5, 1.5, 2.5, 3.5, 4.5, 6.0, 8.0, 11.0, 15.0)      # pixels from a location to a side of its box
-EXACT = 5.0                                                  # below it the most likely distance is taken, above it the mean
 
 
 def side_loss(logits, distances):
@@ -50,6 +49,9 @@ def side_loss(logits, distances):
     log_p = logits.log_softmax(-1); pick = lambda at: log_p.gather(-1, at[..., None])[..., 0]
     return -(share * pick(below) + (1 - share) * pick(above)).mean(-1)
 
+# %% ../nbs/09b_fine_head.ipynb #015
+EXACT = 5.0       # pixels: below it the likeliest distance is taken, above it the mean
+
 
 def measured(logits):
     """Distances l, t, r, b (k, 4) in pixels from logits (k, 4, 9): the likeliest below EXACT, else the mean over all."""
@@ -57,7 +59,7 @@ def measured(logits):
     likeliest = reach[logits.argmax(-1)]
     return torch.where(likeliest < EXACT, likeliest, (logits.softmax(-1) * reach).sum(-1))
 
-# %% ../nbs/09b_fine_head.ipynb #016
+# %% ../nbs/09b_fine_head.ipynb #018
 WINDOW, CELL = 11, 3                # pixels of the near view; pixels a cell of the far view, which has WINDOW cells
 FAINTEST = 0.05                     # least contrast a window is divided by, in normalised grey levels (about 3 of 255)
 
@@ -68,7 +70,7 @@ def windows(images, image, row, column, side):
     rows, columns = (row[:, None] + step).clamp(0, h - 1), (column[:, None] + step).clamp(0, w - 1)
     return images[image[:, None, None], 0, rows[:, :, None], columns[:, None, :]]
 
-
+# %% ../nbs/09b_fine_head.ipynb #019
 def views(images, image, row, column):
     """What the second look sees at pixels: float (k, 3 * WINDOW**2 + 1), the near view, its logarithm, the far view, the log contrast."""
     far = windows(images, image, row, column, WINDOW * CELL)
@@ -79,7 +81,7 @@ def views(images, image, row, column):
     close = far[:, near, near].flatten(1); cells = F.avg_pool2d(far[:, None], CELL).flatten(1)
     return torch.cat((close.clamp(-1, 2), 0.3 * torch.asinh(20 * close), cells.clamp(-1, 2), 0.3 * peak.log()[:, None]), 1)
 
-# %% ../nbs/09b_fine_head.ipynb #019
+# %% ../nbs/09b_fine_head.ipynb #025
 @dataclass(frozen=True)
 class FineConfig:
     """A head with a location at every pixel on features at stride 2. Raises InputError for numbers that cannot be.
@@ -104,7 +106,7 @@ class FineConfig:
             if getattr(self, field) < 1: raise InputError(f"fine head: {field} is {getattr(self, field)}: give 1 or more")
         if not 0 <= self.dropout < 1: raise InputError(f"fine head: dropout is {self.dropout}: give 0 to below 1")
 
-# %% ../nbs/09b_fine_head.ipynb #020
+# %% ../nbs/09b_fine_head.ipynb #027
 class FineMaps(NamedTuple):
     """What a fine head gives out. classes, mask: logits (n, 1, h, w), one a pixel. sky: logits (n, 1, h/2, w/2), or None without a sky branch.
     features (n, c, h/2, w/2) and pixels (n, 1, h, w), the normalised image: what `FineHead.sides` reads boxes from."""
@@ -114,7 +116,7 @@ class FineMaps(NamedTuple):
     features: torch.Tensor
     pixels: torch.Tensor
 
-# %% ../nbs/09b_fine_head.ipynb #021
+# %% ../nbs/09b_fine_head.ipynb #028
 class FineHead(nn.Module):
     """Class, target-mask and sky maps from features (n, in_channels, ceil(h/2), ceil(w/2)) and the normalised image (n, 1, h, w) -> `FineMaps`; `sides` reads boxes."""
 
@@ -140,7 +142,7 @@ class FineHead(nn.Module):
 
     def sides(self, maps, image, row, column): return _sides(self, maps, image, row, column)
 
-# %% ../nbs/09b_fine_head.ipynb #022
+# %% ../nbs/09b_fine_head.ipynb #029
 def _box_branch(c):
     """Perceptron from a cell's features, which of its pixels is meant, and the views, to the sides' logits."""
     inputs = c.in_channels + c.finer ** 2 + (3 * WINDOW ** 2 + 1 if c.look else 0)
@@ -154,7 +156,7 @@ def _sides(head, maps, image, row, column):
     if head.config.look: parts.append(views(maps.pixels.float(), image, row, column))
     return head.box(torch.cat(parts, 1)).view(-1, 4, len(REACH))
 
-# %% ../nbs/09b_fine_head.ipynb #025
+# %% ../nbs/09b_fine_head.ipynb #032
 FINE_WEIGHTS = {"class": 1.0, "box": 1.0, "sky": 0.2, "mask": 0.5}
 RARE, LOUD = 5.0, 10.0              # weight of a target pixel against a background pixel; of the cross-entropy against the soft Dice loss
 
@@ -165,7 +167,7 @@ def target_mask_loss(logits, truth):
     p = logits.sigmoid()
     return LOUD * entropy + 1 - (2 * shared((p * truth).sum()) + 1) / (shared(p.sum()) + shared(truth.sum()) + 1)
 
-
+# %% ../nbs/09b_fine_head.ipynb #033
 def _class_loss(maps, place, positive, quality):
     """Quality focal loss over all locations that are not ignored, divided by the number of positives."""
     logits = maps.classes.float().flatten()
@@ -173,7 +175,7 @@ def _class_loss(maps, place, positive, quality):
     counted = torch.ones_like(logits); counted[place[~positive]] = 0
     return shared((quality_focal(logits, truth) * counted).sum()) / shared(positive.sum()).clamp(min=1)
 
-# %% ../nbs/09b_fine_head.ipynb #026
+# %% ../nbs/09b_fine_head.ipynb #034
 def fine_losses(head, maps, boxes, sky, targets):
     """Losses of a batch: dict of scalar tensors class, box, (sky,) mask, total, in float32.
 
@@ -191,7 +193,7 @@ def fine_losses(head, maps, boxes, sky, targets):
     parts["mask"] = target_mask_loss(maps.mask[:, 0].float(), targets.float())
     return parts | {"total": sum(FINE_WEIGHTS[name] * value for name, value in parts.items())}
 
-# %% ../nbs/09b_fine_head.ipynb #029
+# %% ../nbs/09b_fine_head.ipynb #037
 def peaks(classes, threshold, most):
     """Pixels of logits (h, w) over the score `threshold` that no neighbour exceeds: score, row, column, each (k,), the best `most` by falling score."""
     low = float(np.log(threshold / (1 - threshold))) if 0 < threshold < 1 else -np.inf
@@ -201,7 +203,7 @@ def peaks(classes, threshold, most):
     score, order = classes[row, column].sigmoid().sort(descending=True, stable=True)
     return score[:most], row[order[:most]], column[order[:most]]
 
-
+# %% ../nbs/09b_fine_head.ipynb #039
 def fine_detections(head, maps, i=0, threshold=0.05, per_image=1000, iou=0.4):
     """Detections of image i: float32 array (n, 5) x1, y1, x2, y2, score, by falling score, half-open pixels, suppressed at `iou`."""
     h, w = maps.classes.shape[-2:]
