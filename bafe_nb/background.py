@@ -185,7 +185,7 @@ def perform(arm, seed, train, test, out, passes=PASSES, progress=True):
     config = training.TrainConfig(preset_of(arm), schedule_of(arm, len(part), passes), seed=seed, threads=1)
     trained = training.train(config, part, out, resume=True, progress=progress)
     model, _ = evaluation.read_model(out)
-    found, ms = evaluation.predict_all(model, test, progress)
+    found, ms = evaluation.predict_all(model, test, progress, likeliest=True)
     judged = judge({name: p.detections for name, p in found.items()}, test)
     common = dict(kind="ablation", arm=arm.name, sky=arm.sky, exchange=arm.exchange, paste=arm.paste, share=arm.share, seed=seed, split=test.split, preset="bafe-hr-nano",
                   passes=trained["passes"], seconds=trained["seconds"], parameters=trained["parameters"], multiply_adds=bafenet.count(config.preset)[1], ms_per_image=round(ms, 1),

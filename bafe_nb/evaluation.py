@@ -138,16 +138,16 @@ def _seen(model, image, tile, halo):
 
 
 @torch.inference_mode()
-def predict(model, image, threshold=0.05, per_image=1000, tile=None, halo=HALO, boxes=None, reflections=False):
+def predict(model, image, threshold=0.05, per_image=1000, tile=None, halo=HALO, boxes=None, reflections=False, likeliest=False):
     """Prediction for one image, a Sample or uint8 (h, w), by a BAFENet in eval mode.
 
     Detections have a class score over `threshold`; at most `per_image`. A preset with a size squeezes the image to it; any other takes it as it is, cut into
     overlapping tiles of `tile` pixels above LARGE pixels or when `tile` is given. boxes: see `found_boxes`; minus-one boxes are moved back by one.
-    reflections: average over the image and its three mirror images, in four times the time (fine heads only, InputError for others).
+    reflections: average over the image and its three mirror images, in four times the time (fine heads only, InputError for others). likeliest: see fine.fine_detections.
     """
     image, preset = grey(image), model.preset
     (height, width), strides = image.shape, preset.head.strides
-    if isinstance(preset.head, fine.FineConfig): return _fine_prediction(model, image, tile, halo, threshold, per_image, found_boxes(model, boxes), reflections)
+    if isinstance(preset.head, fine.FineConfig): return _fine_prediction(model, image, tile, halo, threshold, per_image, found_boxes(model, boxes), reflections, likeliest)
     if reflections: raise InputError(f"{preset.name}: only the presets with a fine head average over reflections; leave it out")
     seen = cv2.resize(image, (preset.size,) * 2, interpolation=cv2.INTER_LINEAR) if preset.size else image
     factors, maps = None if not preset.size else (preset.size / width, preset.size / height), _seen(model, seen, tile, halo)
@@ -176,14 +176,14 @@ class Reflected:
         return total / len(REFLECTIONS)
 
 # %% ../nbs/12_evaluation.ipynb #027
-def _fine_prediction(model, image, tile, halo, threshold, per_image, boxes, reflections):
+def _fine_prediction(model, image, tile, halo, threshold, per_image, boxes, reflections, likeliest):
     """Prediction of a model with a fine head, see `predict`."""
     head = model.bbox_head
     if reflections:
         turned = [np.flip(image, [axis - 2 for axis in axes]) for axes in REFLECTIONS]
         head = Reflected(head, [_seen(model, view, tile, halo) for view in turned]); maps = head.maps
     else: maps = _seen(model, image, tile, halo)
-    d = fine.fine_detections(head, maps, 0, threshold, per_image)
+    d = fine.fine_detections(head, maps, 0, threshold, per_image, likeliest=likeliest)
     if boxes == "paper": d = box.clip(box.shift(d, 1, 1), image.shape[1], image.shape[0])
     return Prediction(d, *_fine_masks(maps))
 

@@ -2,8 +2,9 @@
 
 # %% auto #0
 __all__ = ['CENTRAL', 'HALF_PIXEL', 'EVERY_PIXEL', 'REACH', 'EXACT', 'WINDOW', 'CELL', 'FAINTEST', 'FINE_WEIGHTS', 'RARE', 'LOUD',
-           'central', 'quality_focal', 'side_loss', 'measured', 'windows', 'views', 'FineConfig', 'FineMaps',
-           'FineHead', 'target_mask_loss', 'fine_losses', 'peaks', 'fine_detections']
+           'DRAWS', 'SLOPE', 'NUDGE', 'central', 'quality_focal', 'side_loss', 'measured', 'windows', 'views',
+           'FineConfig', 'FineMaps', 'FineHead', 'target_mask_loss', 'fine_losses', 'peaks', 'drawn', 'worth',
+           'worthiest', 'fine_detections']
 
 # %% ../nbs/09b_fine_head.ipynb #002
 from dataclasses import dataclass
@@ -204,11 +205,46 @@ def peaks(classes, threshold, most):
     return score[:most], row[order[:most]], column[order[:most]]
 
 # %% ../nbs/09b_fine_head.ipynb #039
-def fine_detections(head, maps, i=0, threshold=0.05, per_image=1000, iou=0.4):
-    """Detections of image i: float32 array (n, 5) x1, y1, x2, y2, score, by falling score, half-open pixels, suppressed at `iou`."""
+DRAWS, SLOPE, NUDGE = 64, 0.1, 0.5      # boxes drawn at a peak; width of the soft step in IoU; pixels that a side is tried out and in
+
+
+def drawn(logits):
+    """Boxes drawn from the sides' probabilities: distances (k, 4, DRAWS) in pixels from logits (k, 4, 9)."""
+    points = torch.quasirandom.SobolEngine(4, scramble=True, seed=0).draw(DRAWS).T.to(logits.device)
+    sums = logits.softmax(-1).cumsum(-1)
+    return logits.new_tensor(REACH)[torch.searchsorted(sums, points.expand(len(logits), 4, DRAWS).contiguous()).clamp(max=len(REACH) - 1)]
+
+
+def worth(d, truth):
+    """Worth (k, c) in (0, 1) of c boxes with distances d (k, 4, c) from the same pixel, when the truth is one of the boxes truth (k, 4, s)."""
+    d, t = d[..., None], truth[:, :, None]
+    area = lambda x: (x[:, 0] + x[:, 2]) * (x[:, 1] + x[:, 3])
+    both = area(torch.minimum(d, t))
+    return torch.sigmoid((both / (area(d) + area(t) - both) - 0.5) / SLOPE).mean(-1)
+
+
+def worthiest(logits):
+    """Distances (k, 4) in pixels, and their worth (k,), from logits (k, 4, 9): the measured ones, each side in turn moved by NUDGE where that is worth more."""
+    truth, d = drawn(logits), measured(logits)
+    best = worth(d[..., None], truth)[:, 0]
+    for side in range(4):
+        tried = torch.stack((d, d), -1)
+        tried[:, side] = (tried[:, side] + tried.new_tensor((-NUDGE, NUDGE))).clamp(min=NUDGE)
+        value, way = worth(tried, truth).max(1)
+        d[:, side] = torch.where(value > best + 1e-6, tried[:, side].gather(1, way[:, None])[:, 0], d[:, side]); best = best.maximum(value)
+    return d, best
+
+# %% ../nbs/09b_fine_head.ipynb #043
+def fine_detections(head, maps, i=0, threshold=0.05, per_image=1000, iou=0.4, likeliest=False):
+    """Detections of image i: float32 array (n, 5) x1, y1, x2, y2, score, by falling score, half-open pixels, suppressed at `iou`.
+
+    threshold: of the class score at a peak. likeliest: report the likeliest sides and the class score, instead of the box worth most and its score.
+    """
     h, w = maps.classes.shape[-2:]
     score, row, column = peaks(maps.classes[i, 0].float(), threshold, max(2000, per_image))
-    d = measured(head.sides(maps, torch.full_like(row, i), row, column))
+    logits = head.sides(maps, torch.full_like(row, i), row, column)
+    if likeliest: d = measured(logits)
+    else: d, value = worthiest(logits); score = (score * value).sqrt()
     xy = torch.stack((column, row), 1) + 0.5
     boxes = boxlib.clip(torch.cat((xy - d[:, :2], xy + d[:, 2:]), 1).cpu().numpy().astype(np.float32), w, h)
     found = np.concatenate((boxes, score.cpu().numpy()[:, None]), 1).astype(np.float32)

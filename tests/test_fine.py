@@ -103,8 +103,32 @@ def test_detections_by_hand():
     maps = FineMaps(classes, None, None, None, None)
     found = fine.fine_detections(Told((1.5, 1.5, 1.5, 0.5)), maps)
     assert found[:, :4].tolist() == [[6, 4, 9, 6], [14, 0, 16, 1]]       # the neighbour (5, 8) is no peak; the corner box is cut to the image
-    assert np.allclose(found[:, 4], 1 / (1 + np.exp([-2.0, -0.5])))
+    sure = 1 / (1 + np.exp(-0.5 / fine.SLOPE))                            # the worth of a box that is certain
+    assert np.allclose(found[:, 4], np.sqrt(sure / (1 + np.exp([-2.0, -0.5]))))
+    plain = fine.fine_detections(Told((1.5, 1.5, 1.5, 0.5)), maps, likeliest=True)
+    assert plain[:, :4].tolist() == found[:, :4].tolist() and np.allclose(plain[:, 4], 1 / (1 + np.exp([-2.0, -0.5])))
     assert len(fine.fine_detections(Told((1.5, 1.5, 1.5, 1.5)), maps, threshold=0.7)) == 1
+
+
+def test_draws_follow_the_probabilities():
+    torch.manual_seed(0); logits = torch.randn(5, 4, 9) * 2
+    share = torch.stack([(fine.drawn(logits) == r).float().mean(-1) for r in REACH], -1)
+    assert fine.drawn(logits).equal(fine.drawn(logits)) and (share - logits.softmax(-1)).abs().max() < 1.5 / fine.DRAWS
+
+
+def test_worth_by_hand():
+    d, truth = torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 3.0, 1.0]])       # IoU 1, and 4 of 8 pixels
+    found = fine.worth(d[None, :, None], truth.T[None])
+    assert np.isclose(found.item(), (1 / (1 + np.exp(-5.0)) + 0.5) / 2)
+
+
+def test_worthiest_moves_only_for_more_worth():
+    torch.manual_seed(0); logits = torch.randn(200, 4, 9) * 2
+    d, value = fine.worthiest(logits); before = fine.measured(logits); truth = fine.drawn(logits)
+    assert torch.allclose(fine.worth(d[..., None], truth)[:, 0], value) and (value >= fine.worth(before[..., None], truth)[:, 0] - 1e-6).all()
+    moved = (d - before).abs()
+    assert (torch.isclose(moved, torch.tensor(0.0), atol=1e-6) | torch.isclose(moved, torch.tensor(fine.NUDGE))).all() and (moved > 0).any() and (d >= fine.NUDGE).all()
+    empty, none = fine.worthiest(logits[:0]); assert empty.shape == (0, 4) and none.shape == (0,)
 
 
 def test_folding_keeps_the_function_and_takes_the_exchange_out():
