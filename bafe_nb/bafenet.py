@@ -77,14 +77,14 @@ PRESETS = {p.name: p for p in (
     _native("bafe-hr", FineConfig(32, 32, hidden=256), (32, 48, 64, 96, 96), (1, 2, 2, 2, 2)),
     _native("bafe-hr-nano", FineConfig(16, 16), (16, 32, 48, 64, 64), (0, 2, 2, 2, 2)))}
 
-
+# %% ../nbs/10_bafenet.ipynb #011
 def find_preset(preset):
     """The Preset of that name (a Preset passes through); InputError lists the names there are."""
     if isinstance(preset, Preset): return preset
     if preset not in PRESETS: raise InputError(f"unknown preset {preset!r}: use one of {', '.join(PRESETS)}")
     return PRESETS[preset]
 
-# %% ../nbs/10_bafenet.ipynb #015
+# %% ../nbs/10_bafenet.ipynb #016
 def _features(preset):
     """Backbone and neck of a preset; a UNet needs no neck."""
     if preset.backbone == "unet":
@@ -95,7 +95,7 @@ def _features(preset):
     backbone = ResNet(int(preset.backbone[6:]), norm=preset.norm)
     return backbone, FPN(backbone.channels[1:], preset.head.in_channels, extra=len(preset.head.strides) - 3)
 
-
+# %% ../nbs/10_bafenet.ipynb #018
 def _checked(images):
     """uint8 grey levels (n, h, w) as a tensor (a copy of an array); InputError for anything else."""
     if not torch.is_tensor(images): images = torch.from_numpy(np.array(images))
@@ -107,7 +107,7 @@ def _start_small(network):
     for m in network.modules():
         if isinstance(m, nn.Conv2d): m.reset_parameters()
 
-# %% ../nbs/10_bafenet.ipynb #016
+# %% ../nbs/10_bafenet.ipynb #019
 class BAFENet(nn.Module):
     """Backbone, neck, head: a normalised image float (n, C, h, w) -> Maps (classes, boxes, centerness, sky, a list over levels each), or FineMaps from a fine head."""
 
@@ -129,12 +129,12 @@ class BAFENet(nn.Module):
         mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (self.preset.mean, self.preset.std))
         return (images[:, None].float() - mean) / std
 
-# %% ../nbs/10_bafenet.ipynb #017
+# %% ../nbs/10_bafenet.ipynb #020
 def build(preset):
     """BAFENet of a preset (name or Preset): fresh weights from torch's random generator, in training mode. InputError for an unknown one."""
     return BAFENet(find_preset(preset))
 
-# %% ../nbs/10_bafenet.ipynb #029
+# %% ../nbs/10_bafenet.ipynb #032
 def _conv_cost(args, out): return args[1].numel() * out.numel() // out.shape[1]
 def _linear_cost(args, out): return args[1].numel() * out.numel() // out.shape[-1]
 def _value_cost(factor): return lambda args, out: factor * out.numel()
@@ -142,7 +142,7 @@ def _value_cost(factor): return lambda args, out: factor * out.numel()
 
 COSTS = {torch.conv2d: _conv_cost, F.linear: _linear_cost, F.batch_norm: _value_cost(2), F.group_norm: _value_cost(5), F.interpolate: _value_cost(1)}
 
-# %% ../nbs/10_bafenet.ipynb #032
+# %% ../nbs/10_bafenet.ipynb #035
 class Counting(TorchFunctionMode):
     """Context that adds up multiply-adds under the name of the running module: `cost`, a Counter."""
 
@@ -165,7 +165,7 @@ class Counting(TorchFunctionMode):
         for hook in self.hooks: hook.remove()
         return super().__exit__(*error)
 
-# %% ../nbs/10_bafenet.ipynb #035
+# %% ../nbs/10_bafenet.ipynb #038
 def _conv_norm(name, c_in, c_out, norm, k=1):
     """Names and shapes of a convolution without bias and a norm under it."""
     return {f"{name}.conv.weight": (c_out, c_in, k, k), f"{name}.{norm}.weight": (c_out,), f"{name}.{norm}.bias": (c_out,)}
@@ -173,7 +173,7 @@ def _conv_norm(name, c_in, c_out, norm, k=1):
 
 def _conv_bias(name, c_in, c_out, k): return {f"{name}.weight": (c_out, c_in, k, k), f"{name}.bias": (c_out,)}
 
-
+# %% ../nbs/10_bafenet.ipynb #039
 _LAYERS = {
     **_conv_bias("conv_spatial", 1, 256, 3), **_conv_bias("conv_squeeze", 2, 1, 3), **_conv_bias("conv_post", 256, 256, 1),
     **_conv_norm("conv_squeeze_tgt", 256, 128, "bn"), **_conv_norm("conv_squeeze_bg", 256, 128, "bn"),
@@ -183,7 +183,7 @@ _LAYERS = {
     **_conv_bias("convs_reg.1.layer.0", 128, 256, 3), "convs_reg.1.layer.1.weight": (256,), "convs_reg.1.layer.1.bias": (256,)}
 UNUSED = {"bbox_head." + name: shape for name, shape in _LAYERS.items()}
 
-# %% ../nbs/10_bafenet.ipynb #037
+# %% ../nbs/10_bafenet.ipynb #041
 NEVER_TRAINED = tuple(f"bbox_head.ChannelEx.attention_mask.{layer}.{kind}"
                       for layer in ("conv0", "conv_spatial", "conv1", "conv2", "conv_squeeze", "conv") for kind in ("weight", "bias"))
 
@@ -193,13 +193,13 @@ def unused(preset):
     preset = find_preset(preset)
     return UNUSED if preset.official and preset.head.sky else {}
 
-# %% ../nbs/10_bafenet.ipynb #040
+# %% ../nbs/10_bafenet.ipynb #044
 def _part(name):
     """The row of the table that a layer belongs to: backbone, neck, or a layer group of the head."""
     words = name.split(".")
     return ".".join(words[:2]) if words[0] == "bbox_head" else words[0]
 
-
+# %% ../nbs/10_bafenet.ipynb #045
 def count(preset, size=512):
     """(parameters, multiply_adds, table) of a preset for one image of size x size pixels, counted as the paper counts.
 
@@ -217,7 +217,7 @@ def count(preset, size=512):
     for name, cost in counting.cost.items(): add(name, "multiply_adds", cost)
     return sum(r["parameters"] for r in table.values()), sum(r["multiply_adds"] for r in table.values()), table
 
-# %% ../nbs/10_bafenet.ipynb #053
+# %% ../nbs/10_bafenet.ipynb #058
 class Stub:
     """Stands for every object a checkpoint names that is no tensor: takes any arguments, keeps nothing, does nothing."""
 
@@ -230,13 +230,13 @@ class Stub:
     def extend(self, items): pass
     def add(self, item): pass
 
-
+# %% ../nbs/10_bafenet.ipynb #059
 class Names(dict):
     """Stands for OrderedDict: keeps the items, drops attributes that a file would set on it."""
 
     def __setstate__(self, state): pass
 
-# %% ../nbs/10_bafenet.ipynb #054
+# %% ../nbs/10_bafenet.ipynb #061
 DTYPES = dict(FloatStorage=torch.float32, HalfStorage=torch.float16, DoubleStorage=torch.float64, BFloat16Storage=torch.bfloat16,
               LongStorage=torch.int64, IntStorage=torch.int32, ShortStorage=torch.int16, CharStorage=torch.int8,
               ByteStorage=torch.uint8, BoolStorage=torch.bool)
@@ -253,7 +253,7 @@ def _tensor(storage, offset, size, stride, *_):
 REBUILD = {("torch._utils", "_rebuild_tensor_v2"): _tensor, ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
            ("collections", "OrderedDict"): Names}
 
-# %% ../nbs/10_bafenet.ipynb #056
+# %% ../nbs/10_bafenet.ipynb #064
 class TensorUnpickler(pickle.Unpickler):
     """Unpickler that can make tensors and plain containers only; every other name becomes a Stub and is never imported.
 
@@ -275,7 +275,7 @@ class TensorUnpickler(pickle.Unpickler):
             self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         return self.storages[key]
 
-# %% ../nbs/10_bafenet.ipynb #057
+# %% ../nbs/10_bafenet.ipynb #066
 def _open_archive(archive, path):
     """Contents of a torch zip archive: tensors and plain containers."""
     names = archive.namelist()
@@ -289,7 +289,7 @@ def _open_archive(archive, path):
     with archive.open(pickled[0]) as file:
         return TensorUnpickler(file, lambda key: archive.read(f"{folder}data/{key}")).load()
 
-# %% ../nbs/10_bafenet.ipynb #058
+# %% ../nbs/10_bafenet.ipynb #067
 def read_checkpoint(path):
     """What a torch checkpoint holds, without running any code it carries: tensors, numbers, text, lists, dicts; a Stub for the rest.
 
@@ -304,7 +304,7 @@ def read_checkpoint(path):
     except Exception as error:
         raise InputError(f"{path}: damaged checkpoint ({type(error).__name__}: {str(error)[:80]}): get the file again") from None
 
-# %% ../nbs/10_bafenet.ipynb #061
+# %% ../nbs/10_bafenet.ipynb #070
 def read_state(path):
     """Name -> tensor of the weights in a checkpoint, with or without mmengine's wrapping; every float becomes float32. Raises InputError."""
     state = read_checkpoint(path)
@@ -313,7 +313,7 @@ def read_state(path):
     if not tensors: raise InputError(f"{path}: holds no weights (no state_dict of tensors): give a checkpoint of BAFE-Net")
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
-
+# %% ../nbs/10_bafenet.ipynb #071
 def infer_preset(names, path):
     """The paper preset whose parameter names these are; `path` is for the error."""
     names = set(names)
@@ -323,7 +323,7 @@ def infer_preset(names, path):
     if {"neck.fpn_convs.4.conv.weight", "bbox_head.conv_centerness.weight"} <= names and depth == "r50": return PRESETS["fcos-r50"]
     raise InputError(f"{path}: {len(names)} tensors but no head of BAFE-Net among them (bbox_head.ChannelEx): give a checkpoint of BAFE-Net")
 
-# %% ../nbs/10_bafenet.ipynb #062
+# %% ../nbs/10_bafenet.ipynb #073
 _UNUSED_LAYERS = {name.rsplit(".", 1)[0] for name in UNUSED}
 
 
@@ -339,20 +339,20 @@ def _fitted(preset, state, path):
     model.load_state_dict({k: state[k] for k in mine})
     return model, left_out
 
-
+# %% ../nbs/10_bafenet.ipynb #074
 def load_official(path):
     """BAFENet in eval mode, float32, from a checkpoint of the authors, either head; no pickled code is run. Raises InputError."""
     state = read_state(path)
     return _fitted(infer_preset(state, path), state, path)[0]
 
-# %% ../nbs/10_bafenet.ipynb #066
+# %% ../nbs/10_bafenet.ipynb #078
 def _halved(tensor):
     """float16 where no value overflows it, else unchanged."""
     if not tensor.is_floating_point(): return tensor
     half = tensor.half()
     return half if torch.isfinite(half).all() else tensor
 
-
+# %% ../nbs/10_bafenet.ipynb #079
 def save_weights(model, path, half=False):
     """Write a model's weights as safetensors with its preset (JSON) in the metadata; a reader never sees half a file.
 
@@ -368,7 +368,7 @@ def save_weights(model, path, half=False):
     finally:
         if part.exists(): part.unlink()
 
-# %% ../nbs/10_bafenet.ipynb #067
+# %% ../nbs/10_bafenet.ipynb #081
 def _tuples(value):
     """Lists of JSON as tuples, at any depth."""
     if isinstance(value, list): return tuple(_tuples(v) for v in value)
@@ -385,7 +385,7 @@ def _preset_of(text, path):
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(f"{path}: its preset cannot be read ({error}): give weights that this version of bafe wrote") from None
 
-# %% ../nbs/10_bafenet.ipynb #068
+# %% ../nbs/10_bafenet.ipynb #082
 def load_weights(path):
     """BAFENet in eval mode, float32, from a file of `save_weights`. Raises InputError for a missing, wrong or cut-off file."""
     try:
@@ -396,7 +396,7 @@ def load_weights(path):
         raise InputError(f"{path}: cannot read weights ({str(error).splitlines()[0]}): give a whole .safetensors file of bafe") from None
     return _fitted(preset, {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, path)[0]
 
-# %% ../nbs/10_bafenet.ipynb #071
+# %% ../nbs/10_bafenet.ipynb #085
 def import_official(path, out):
     """Turn a checkpoint of the authors into safetensors at `out`; returns the sorted names left out, all of layers in UNUSED. Raises InputError."""
     state = read_state(path)
@@ -404,7 +404,7 @@ def import_official(path, out):
     save_weights(model, out)
     return left_out
 
-# %% ../nbs/10_bafenet.ipynb #074
+# %% ../nbs/10_bafenet.ipynb #088
 def _exchanged(head):
     """Swap the filters of a fine head's two towers where its learnable exchange swaps channels, and take the exchange out."""
     exchange = getattr(head, "ChannelEx", None)
@@ -414,7 +414,7 @@ def _exchanged(head):
         mine.data[moved], theirs.data[moved] = theirs.data[moved].clone(), mine.data[moved].clone()
     head.ChannelEx = NoExchange()
 
-
+# %% ../nbs/10_bafenet.ipynb #089
 def fold(model):
     """Copy of a model for inference, same function, fewer passes: batch norms folded into the convolutions before them, a fine head's learnable exchange into its filters."""
     model = copy.deepcopy(model).eval()
