@@ -222,7 +222,7 @@ def worth(d, truth):
     both = area(torch.minimum(d, t))
     return torch.sigmoid((both / (area(d) + area(t) - both) - 0.5) / SLOPE).mean(-1)
 
-
+# %% ../nbs/09b_fine_head.ipynb #040
 def worthiest(logits):
     """Distances (k, 4) in pixels, and their worth (k,), from logits (k, 4, 9): the measured ones, each side in turn moved by NUDGE where that is worth more."""
     truth, d = drawn(logits), measured(logits)
@@ -234,7 +234,7 @@ def worthiest(logits):
         d[:, side] = torch.where(value > best + 1e-6, tried[:, side].gather(1, way[:, None])[:, 0], d[:, side]); best = best.maximum(value)
     return d, best
 
-# %% ../nbs/09b_fine_head.ipynb #043
+# %% ../nbs/09b_fine_head.ipynb #044
 def fine_detections(head, maps, i=0, threshold=0.05, per_image=1000, iou=0.4, likeliest=False):
     """Detections of image i: float32 array (n, 5) x1, y1, x2, y2, score, by falling score, half-open pixels, suppressed at `iou`.
 
