@@ -2,6 +2,8 @@
 import csv
 import io
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -49,17 +51,61 @@ def test_seeds_are_joined_and_other_splits_left_out():
 def test_files_of_a_table(tmp_path):
     paths = tables.write(tables.datasets([]), tmp_path)
     assert [p.suffix for p in paths] == [".csv", ".md", ".tex"] and all(p.stat().st_size for p in paths)
-    assert paths[2].read_text().count(r"\\") == 6
+    assert len(re.findall(r"\\\\$", paths[2].read_text(), re.M)) == 6
+
+
+def committed():
+    return tables.build(ledger.read(ROOT / "results" / "ledger.csv"), [dict(name="a_b", parameters=1, multiply_adds=2)])
 
 
 def test_latex_is_balanced_and_escaped():
-    for table in tables.build(ledger.read(ROOT / "results" / "ledger.csv"), [dict(name="a_b", parameters=1, multiply_adds=2)]):
+    for table in committed():
         text = tables.latex(table)
         begun, ended = re.findall(r"\\begin\{(\w+\*?)\}", text), re.findall(r"\\end\{(\w+\*?)\}", text)
-        assert begun == ended[::-1] and re.sub(r"\\[{}]", "", text).count("{") == re.sub(r"\\[{}]", "", text).count("}")
+        assert begun[0] == ended[-1] and sorted(begun) == sorted(ended) and set(begun[1:]) <= {"tabular", begun[0]} and re.sub(r"\\[{}]", "", text).count("{") == re.sub(r"\\[{}]", "", text).count("}")
         assert not re.search(r"(?<!\\)[%#_]|`", text.replace(rf"\label{{tab:{table.name}}}", "")), table.name
-        rows = [line for line in text.splitlines() if line.endswith(r"\\")]
-        assert all(len(re.findall(r"(?<!\\)&", line)) == len(table.columns) - 1 for line in rows), table.name
+        parts = re.findall(r"\\begin\{tabular\}\{([lr]+)\}(.*?)\\end\{tabular\}", text, re.S)
+        assert sum(len(align) for align, _ in parts) == len(table.columns) + len(parts) - 1, f"{table.name}: first column before each part, every other once"
+        for align, body in parts:
+            rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+            assert len(rows) == 1 + len(table.rows) and all(len(re.findall(r"(?<!\\)&", line)) == len(align) - 1 for line in rows), table.name
+
+
+NASTY = ["100 % & #1_$x ^ ~ {a} \\ end", "`bafe --data a_b --out x,,y`", "[2pt] in front", "* in front", "σ ≥ 3 × 2² → – — ≈ 1", "the paper's <b>"]
+
+
+def nasty():
+    columns = (tables.Column("a", "Head [1] & %"), tables.Column("b", "x_y", "+.3f"), tables.Column("c", "[heading] of two words"))
+    return tables.Table("nasty", NASTY[0], columns, tuple(dict(a=text, b=-1.5, c="a word that is longer than a column ever is, " + text) for text in NASTY), NASTY[1])
+
+
+def test_latex_escapes_what_broke_it():
+    assert tables._tex("`bafe --data x`") == r"\texttt{bafe -{}-data x}", "two hyphens must not melt into a dash"
+    assert tables._tex("a -- b") == "a -- b" and tables._tex("[x]") == "{}[x]" and tables._tex("*") == "{}*"
+    text = tables.latex(nasty())
+    assert text.count("$-$1.500") == len(NASTY) and "-1.500" not in text and r"\textbackslash{}" in text and r"\textasciitilde{}" in text
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert not any(line.startswith(("[", "*")) for line in rows), "read as an option of the line break before it"
+
+
+def test_wide_tables_are_laid_out_for_a_page():
+    wide = tables.Table("wide", "", tuple(tables.Column(f"c{k}", f"a heading of {k} words", ".3f") for k in range(20)), ({f"c{k}": 0.5 for k in range(20)},))
+    assert tables.latex(wide).count(r"\begin{tabular}") > 1 and tables.latex(wide).startswith(r"\begin{table*}")
+    tall = tables.latex(tables.Table(wide.name, "", wide.columns, wide.rows * (tables.TALL + 1)))
+    assert tall.count(r"\begin{table*}") == tall.count(r"\begin{tabular}") > 1 and tall.count(r"\label") == 1
+    text = tables.latex(tables.leaderboard([]))
+    sources = {row["source"] for row in tables.leaderboard([]).rows}
+    assert all(text.count(source) == 1 for source in sources) and text.count(r"\begin{tabular}") == 1
+
+
+def test_latex_compiles_and_fits_the_page(tmp_path):
+    if not shutil.which("pdflatex") or subprocess.run(["kpsewhich", "booktabs.sty", "geometry.sty"], capture_output=True).returncode: pytest.skip("no pdflatex with booktabs and geometry on this machine")
+    bodies = [tables.latex(table) + r"\clearpage" for table in (*committed(), nasty())]
+    page = r"\documentclass[twocolumn]{article}\usepackage{booktabs}\usepackage[textwidth=7in,textheight=9.5in,columnsep=.2in]{geometry}"
+    (tmp_path / "all.tex").write_text("\n".join([page, r"\begin{document}", *bodies, r"\end{document}"]), encoding="utf-8")
+    made = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"], cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert made.returncode == 0, made.stdout[-1500:]
+    assert not re.search(r"Overfull \\hbox|Float too large|Missing character", made.stdout), re.findall(r".*(?:Overfull|too large|Missing char).*", made.stdout)
 
 
 def test_a_recount_stands_beside_the_published_row():
@@ -129,6 +175,11 @@ def test_differences_stand_beside_their_interval():
 def test_scarce_runs_are_not_counted_among_the_others():
     rows = [dict(kind="ablation", protocol="corrected", arm="a", sky=True, exchange="learnable", paste="default", share=s, map12=m) for s, m in ((1.0, .8), (0.1, .2))]
     assert [row.get("map12") for row in tables.ablation(rows, "bagcp").rows][-1] == .8
+
+
+def test_published_sizes():
+    assert tables.published_size("fcos-r50") == ("32.113M", "50.291G") and tables.published_size("paper-r18-july") == ("22.31M", "57.654G")
+    assert tables.published_size("bafe-hr") == (tables.MISSING, tables.MISSING)
 
 
 def test_unknown_published_table():
