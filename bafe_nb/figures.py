@@ -230,33 +230,34 @@ def architecture(preset):
     preset = bafenet.find_preset(preset); head = preset.head
     fig, ax = plt.subplots(figsize=(PAGE, 2.35)); ax.set(xlim=(0, 7), ylim=(0, 2.4)); ax.set_axis_off()
     end = (0.02, 1.2)
-    for x, w, text in zip((.02, .85, 1.85), (.65, .82, .8), _body(preset)):
+    for x, w, text in zip((.02, .76, 1.68), (.6, .78, .92), _body(preset)):
         left, right = block(ax, x, .85, w, .7, text, TINTS["shared"])
         if x > .1: arrow(ax, end, left)
         end = right
     rows = dict(sky=2.0, target=1.2, box=.4) if head.sky else dict(target=1.2, box=.4)
     words = _branches(head)
     ends = {name: chain(ax, end, y, [(2.85, .78, words[name][0], TINTS[name])]) for name, y in rows.items()}
-    if _fine(head) and head.look: ax.plot([.35, .35, 2.6], [.85, .25, .25], color="0.25", lw=.7); arrow(ax, (2.6, .25), (2.85, .25))
-    ends = _middle(ax, head, rows, ends, 3.79)
-    for name, y in rows.items(): chain(ax, ends[name], y, [(6.1, .85, words[name][1], "white")])
+    if _fine(head) and head.look: ax.plot([.32, .32], [.85, .25], color="0.25", lw=.7); arrow(ax, (.32, .25), (2.85, .25))
+    ends = _middle(ax, head, rows, ends, 3.63, 6.17)
+    for name, y in rows.items(): chain(ax, ends[name], y, [(6.17, .78, words[name][1], "white")])
     ax.set_title(f"{preset.name}: {bafenet.count(preset.name)[0]:,} parameters; locations every {', '.join(map(str, head.strides))} px", pad=2)
     return fig
 
 # %% ../nbs/22_figures.ipynb #031
-def _middle(ax, head, rows, ends, x):
-    """Draw what stands between towers and outputs of the sky and the target branch; returns where each branch ends."""
+def _middle(ax, head, rows, ends, x, stop, w=.7):
+    """Draw blocks of width w evenly between x and stop, where towers end and outputs begin, on the sky and the target branch; returns where each branch ends."""
     mixers = _mixers(head) if head.sky else []
-    step = 2.28 / max(len(mixers), 1); x += (step - .76) / 2
+    gap = (stop - x - w * len(mixers)) / (len(mixers) + 1)
     for text, shared in mixers:
+        x += gap
         for name in ("sky", "target"):
-            if not shared: ends[name] = chain(ax, ends[name], rows[name], [(x, .6, text, TINTS[name])])
+            if not shared: ends[name] = chain(ax, ends[name], rows[name], [(x, w, text, TINTS[name])])
         if shared:
             top, low = rows["sky"], rows["target"]
-            block(ax, x, low - .31, .6, top - low + .62, text, "white", None)
-            for name in ("sky", "target"): arrow(ax, ends[name], (x, rows[name])); ends[name] = (x + .6, rows[name])
-            arrow(ax, (x + .3, low - .2), (x + .3, low + .15), both=True); arrow(ax, (x + .3, top - .15), (x + .3, top + .2), both=True)
-        x += step
+            block(ax, x, low - .31, w, top - low + .62, text, "white", None)
+            for name in ("sky", "target"): arrow(ax, ends[name], (x, rows[name])); ends[name] = (x + w, rows[name])
+            for y in (low - .025, top + .025): arrow(ax, (x + w / 2, y - .175), (x + w / 2, y + .175), both=True)
+        x += w
     return ends
 
 # %% ../nbs/22_figures.ipynb #034
@@ -431,9 +432,10 @@ def score_against_time(rows):
 # %% ../nbs/22_figures.ipynb #059
 def cost_points(rows):
     """(name, kind, mAP07 under the paper protocol, multiply-adds in G, parameters in M) of the published detectors and of our presets in the ledger `rows`."""
-    def number(text): return float(text[:-1]) * (1000 if text[-1] == "T" else 1) if text and text[0].isdigit() else None   # "0.491T" is 491 G
-    found = [(_named(r), "published", r["map07"], number(r["flops"]), number(r["params"])) for r in tables.published("detectors")]
-    found += [(_named(r), "AdaScope's table", r["map50"], number(r["flops"]), number(r["params"])) for r in tables.published("adascope")]
+    powers = dict(M=1e6, G=1e9, T=1e12)
+    def number(text, unit): return float(text[:-1]) * powers[text[-1]] / unit if text and text[0].isdigit() else None   # "0.491T" operations are 491 G, "0.106G" parameters 106 M
+    found = [(_named(r), "published", r["map07"], number(r["flops"], 1e9), number(r["params"], 1e6)) for r in tables.published("detectors")]
+    found += [(_named(r), "AdaScope's table", r["map50"], number(r["flops"], 1e9), number(r["params"], 1e6)) for r in tables.published("adascope")]
     trained = {r["preset"]: r["parameters"] for r in rows if r.get("kind") == "train" and "parameters" in r}
     for line in tables.ours(rows):
         if line["method"] not in bafenet.PRESETS or not line.get("map07"): continue
