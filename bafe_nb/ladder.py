@@ -14,7 +14,7 @@ from .densesirst import DenseSIRST
 from .head import HeadConfig
 from .training import Schedule
 
-# %% ../nbs/20_why_so_low.ipynb #011
+# %% ../nbs/20_why_so_low.ipynb #014
 @dataclass(frozen=True)
 class Rung:
     """One step of the ladder: what is changed, and the whole setting after the change.
@@ -38,7 +38,7 @@ RUNGS = (Rung("paper setting"),
          Rung("nearest location", 2, "nearest", boxes="corrected"),
          Rung("native size", 2, "nearest", None, "corrected"))
 
-# %% ../nbs/20_why_so_low.ipynb #012
+# %% ../nbs/20_why_so_low.ipynb #015
 WIDTHS = (16, 24, 32, 64)          # the UNet of every rung; only the level at which its way up ends differs
 
 
@@ -55,7 +55,7 @@ def schedule_of(rung, epochs=4):
     return Schedule("ladder", epochs=epochs, batch=4, lr=3e-3, crop=256, focus=0.5, flips="horizontal", paste="none", average=0.99,
                     squeeze=rung.size, boxes=rung.boxes, consistent=rung.consistent)
 
-# %% ../nbs/20_why_so_low.ipynb #013
+# %% ../nbs/20_why_so_low.ipynb #016
 def finished(rows, rung, seed):
     """True when the ledger's rows hold this rung with this seed under both protocols."""
     return sum(r.get("kind") == "ladder" and r.get("rung") == rung.name and r.get("seed") == seed for r in rows) >= 2
@@ -71,7 +71,7 @@ def climb(rung, seed, train, test, out, epochs=4, progress=True):
                   seconds=trained["seconds"], ms_per_image=round(ms, 1))
     return [common | evaluation.score(found, test, protocol) for protocol in ("paper", "corrected")]
 
-# %% ../nbs/20_why_so_low.ipynb #014
+# %% ../nbs/20_why_so_low.ipynb #017
 def ascend(root, out, seeds=(0, 1, 2), rungs=RUNGS, path="results/ledger.csv", progress=True, command="bafe ladder"):
     """Run every rung with every seed that the ledger at `path` lacks, trained on trainval_v2 and scored once on test_v2 of the SIRSTdevkit `root`."""
     train, test = DenseSIRST(root, "trainval_v2"), DenseSIRST(root, "test_v2")
