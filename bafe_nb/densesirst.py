@@ -61,7 +61,7 @@ def png_header(data, where):
 
     data: the file's bytes. where: its name for messages. InputError when the file is cut off, damaged, no PNG, or above 2**26 pixels.
     """
-    if data[:8] != PNG: raise InputError(f"{where} is not a PNG file: fetch or save it again")
+    if data[:8] != PNG: raise InputError(f"{where} is not a PNG file: fetch it again, or save the image as PNG")
     view, at, kind, header = memoryview(data), 8, b"", (0, 0, 0, 0)
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, at) if at + 12 <= len(data) else (len(data), b"")

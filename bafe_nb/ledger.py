@@ -71,8 +71,8 @@ def read(path):
     if not path.exists(): return []
     with path.open(newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)
-        if table.fieldnames is None: return []
-        rows = list(table)
+        try: rows = list(table)
+        except (UnicodeDecodeError, csv.Error): raise InputError(f"{path} is no CSV file: name a ledger that bafe wrote") from None
     for k, row in enumerate(rows):
         if None in row or None in row.values():
             raise InputError(f"{path}: row {k + 2} has another number of cells than the header; take the line out or mend it")

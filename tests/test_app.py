@@ -72,7 +72,7 @@ def test_the_tiny_devkit_is_read_and_scored(bafe, devkit, tmp_path):
     (("train", "bafe-small", "--data", "no/such/folder", "--out", "x"), "no/such/folder"), (("evaluate", "nowhere", "--data", "scenes"), "nowhere"),
     (("score", "missing.json", "--data", "scenes"), "missing.json"), (("detect", "nothing.safetensors", "a.png", "--out", "x"), "nothing.safetensors"),
     (("bench", "cake"), "cake"), (("reproduce", "--data", "no/such/folder"), "no/such/folder"), (("reproduce", "--preset", "paper-r19"), "paper-r19"),
-    (("score", "x.json", "--data", "scenes", "--protocol", "papre"), "x.json"), (("data", "verify", "no/such"), "no/such"),
+    (("score", "x.json", "--data", "scenes", "--protocol", "papre"), "papre"), (("data", "verify", "no/such"), "no/such"),
     (("import-official", "no.pth", "out.safetensors"), "no.pth"), (("train", "bafe-small", "--data", "scenes", "--out", "x", "--seed", "one"), "one"),
     (("train", "bafe-small", "--data", "scenes", "--out", "x", "--schedule", "fast"), "fast")])
 def test_wrong_words(bafe, words, culprit, tmp_path, monkeypatch):
@@ -98,6 +98,21 @@ def damage_mask(root, s):
     cv2.imwrite(str(root / f"SkySeg/PaletteMask/{s.name}.png"), np.zeros((100, 100), np.uint8)); return f"{s.name}.png"
 def damage_split(root, s): (root / "Splits/test_v2.txt").write_text("\n"); return "test_v2"
 def damage_name(root, s): (root / "Splits/test_v2.txt").write_text(f"{s.name}\nnobody"); return "nobody"
+
+
+@pytest.mark.parametrize("words, culprits", [
+    (("train", "bafe-small", "--data", "scenes", "--out", "r", "--device", "gpu"), ("--device", "gpu", "cuda")), (("train", "bafe-small", "--data", "scenes", "--out", "r", "--workers", "-1"), ("--workers", "from 0")),
+    (("train", "bafe-small", "--data", "scenes", "--out", "taken"), ("taken is a file",)), (("bench", "bagcp", "--runs", "0"), ("--runs", "from 1")), (("tables", "--ledger", "picture.png"), ("picture.png is no CSV",)),
+    (("tables", "--ledger", "nothere.csv"), ("nothere.csv has no rows",)), (("tables", "--ledger", "list.json"), ("list.json has no rows",)), (("figures", "--results", "nowhere"), ("nowhere is no folder",)),
+    (("detect", "w", "i.png", "--out", "f", "--threshold", "nan"), ("--threshold", "from 0 to 1")), (("evaluate", "top_hat", "--data", "scenes", "--threshold", "7"), ("--threshold", "from 0 to 1")),
+    (("detect", "w", "i.png", "--out", "f", "--tile", "-5"), ("--tile", "from 32")), (("evaluate", "top_hat", "--data", "scenes", "--protocol", "papr"), ("--protocol", "papr", "corrected")),
+    (("evaluate", "top_hat", "--data", "scenes", "--detections", "gone/d.json"), ("gone is not there",)), (("evaluate", "top_hat", "--data", "scenes", "--ledger", "folder"), ("folder is a folder",)),
+    (("detect", "w", "i.png", "--out", "taken"), ("taken is a file",)), (("evaluate", "tophat", "--data", "scenes"), ("tophat", "top_hat"))])
+def test_wrong_words_are_refused_before_the_work(bafe, tmp_path, monkeypatch, words, culprits):
+    monkeypatch.chdir(tmp_path); (tmp_path / "folder").mkdir(); (tmp_path / "taken").write_text(""); (tmp_path / "list.json").write_text("[]")
+    cv2.imwrite("picture.png", scenes.scene(0).image); before = sorted(tmp_path.iterdir())
+    refused(bafe(*words), *culprits)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("damage", [damage_missing, damage_truncated, damage_xml, damage_bomb, damage_outside, damage_mask, damage_split, damage_name],
