@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Wrong', 'DATA', 'SPLIT', 'PROTOCOL', 'THRESHOLD', 'JSON', 'LEDGER', 'REFLECTIONS', 'SEED', 'VERBS', 'DATA_VERBS',
-           'Parser', 'number', 'device', 'folder', 'table_file', 'new_file', 'dataset', 'data_name', 'fetch', 'verify',
-           'stats', 'train', 'evaluate', 'score', 'annotated', 'detect', 'import_official', 'presets', 'reproduce',
-           'bench', 'ladder', 'sweep', 'endure', 'faithful', 'write_tables', 'write_figures', 'show_demos', 'parser',
-           'main']
+           'Parser', 'number', 'device', 'output_folder', 'table_file', 'output_file', 'dataset', 'data_name', 'fetch',
+           'verify', 'stats', 'train', 'evaluate', 'score', 'annotated', 'detect', 'import_official', 'presets',
+           'reproduce', 'bench', 'ladder', 'sweep', 'endure', 'faithful', 'write_tables', 'write_figures', 'show_demos',
+           'parser', 'main']
 
 # %% ../nbs/25_running.ipynb #002
 import argparse
@@ -50,7 +50,7 @@ def device(text):
     return text
 
 # %% ../nbs/25_running.ipynb #008
-def folder(path):
+def output_folder(path):
     """The name of a folder to write into, which need not be there yet."""
     if Path(path).is_file(): raise Wrong(f"{path} is a file: name a folder")
     return path
@@ -62,7 +62,7 @@ def table_file(path):
     return path
 
 
-def new_file(path):
+def output_file(path):
     """The name of a file to write, whose folder is there."""
     parent = Path(path).absolute().parent
     if not parent.is_dir(): raise Wrong(f"the folder {parent} is not there: make it, or choose another")
@@ -158,7 +158,7 @@ def _found(args, data):
     with training.together(args): row, found = evaluation.evaluate(args.model, data, args.protocol, args.threshold, device=training.device_of(args), reflections=args.reflections)
     return row | dict(seed=evaluation.seed_of(args.model) if args.seed is None else args.seed), found
 
-
+# %% ../nbs/25_running.ipynb #021
 def _there(model):
     """The run folder or weights file that was named; InputError when it is neither, nor a filter."""
     from bafe_nb import classical
@@ -178,14 +178,14 @@ def evaluate(args):
     if args.ledger: ledger.append(args.ledger, row)
     _say(row, args.json)
 
-# %% ../nbs/25_running.ipynb #021
+# %% ../nbs/25_running.ipynb #022
 def score(args):
     """bafe score DETECTIONS.json: the scores of detections that anybody made, under a protocol."""
     from bafe_nb import scores
     data = dataset(args.data, args.split)
     _say(scores.evaluate(scores.read_detections(args.file, data.names), data, args.protocol, args.threshold), args.json)
 
-# %% ../nbs/25_running.ipynb #023
+# %% ../nbs/25_running.ipynb #024
 def annotated(image, detections, threshold, shorter=900):
     """uint8 (H, W, 3) BGR: the grey image (h, w) enlarged by a whole factor to a shorter side of about `shorter` pixels, with the detections (n, 5)
     over `threshold` outlined on pixel edges."""
@@ -196,7 +196,7 @@ def annotated(image, detections, threshold, shorter=900):
         cv2.rectangle(big, (corners[0] - 2, corners[1] - 2), (corners[2] + 1, corners[3] + 1), (115, 158, 0), max(1, factor // 2))
     return big
 
-# %% ../nbs/25_running.ipynb #026
+# %% ../nbs/25_running.ipynb #027
 def _stems(paths):
     """Path -> name of an image without folder and ending; InputError when two are alike."""
     stems = {}
@@ -221,7 +221,7 @@ def detect(args):
     scores.write_detections(out / "detections.json", found)
     print(f"{sum((d[:, 4] > args.threshold).sum() for d in found.values())} detections over {args.threshold} on {len(images)} images, in {out}")
 
-# %% ../nbs/25_running.ipynb #028
+# %% ../nbs/25_running.ipynb #029
 def import_official(args):
     """bafe import-official CHECKPOINT OUT: weights of the authors as safetensors; says what is left out."""
     from bafe_nb import bafenet
@@ -238,7 +238,7 @@ def presets(args):
         rows.append(dict(name=name, parameters=int(parameters), multiply_adds=int(operations)))
     _say(rows, args.json)
 
-# %% ../nbs/25_running.ipynb #030
+# %% ../nbs/25_running.ipynb #031
 def reproduce(args):
     """bafe reproduce: the main job (notebook 24)."""
     from bafe_nb import ledger, reproduce as main_job
@@ -263,7 +263,7 @@ def bench(args):
     if args.ledger:
         for row in rows: ledger.append(args.ledger, dict(kind="bench") | ledger.stamp(args.command) | row)
 
-# %% ../nbs/25_running.ipynb #031
+# %% ../nbs/25_running.ipynb #032
 def _speedrun(args):
     """One run on the stopwatch, in the folder --out or in a temporary one, as a row."""
     from bafe_nb import bench as timing
@@ -272,7 +272,7 @@ def _speedrun(args):
     print(f"{row['name']}, seed {row['seed']}: {row['seconds']:.0f} s, mAP07 {row['map07']:.3f}, mAP12 {row['map12']:.3f}; floor {row['floor_seconds']:.0f} s")
     return row
 
-# %% ../nbs/25_running.ipynb #032
+# %% ../nbs/25_running.ipynb #033
 def ladder(args):
     """bafe ladder: run every rung of notebook 20 that the ledger lacks."""
     from bafe_nb import ladder as rungs
@@ -288,7 +288,7 @@ def sweep(args):
     if not root: raise InputError("the sweep needs DenseSIRST: give --data DIR or set BAFE_DATA")
     background.sweep(root, args.out, args.results, command=args.command)
 
-# %% ../nbs/25_running.ipynb #033
+# %% ../nbs/25_running.ipynb #034
 def endure(args):
     """bafe endure MODEL: recall under noise, blur, less contrast and other generators (notebook 19), one ledger row a condition."""
     from tqdm import tqdm
@@ -303,13 +303,13 @@ def endure(args):
         print(f"{row['condition']:16} recall {row['recall']:.3f}" + (f", of {row['new']} new targets {row['recall_new']:.3f}" if row["new"] else ""))
         if args.ledger: ledger.append(args.ledger, dict(kind="robustness", preset=name, seed=seed, split=args.split, data=data_name(args.data, data)) | row | ledger.stamp(args.command))
 
-# %% ../nbs/25_running.ipynb #035
+# %% ../nbs/25_running.ipynb #036
 def faithful(args):
     """bafe faithful run|pack|unpack|speed: the paper's schedule in pieces of a few minutes that resume each other, the dataset in parts, and the speed (notebook 26)."""
     from bafe_nb import faithful as runs
     runs.COMMANDS[args.what](args)
 
-# %% ../nbs/25_running.ipynb #036
+# %% ../nbs/25_running.ipynb #037
 def write_tables(args):
     """bafe tables: every table from the ledger, as CSV, Markdown and LaTeX."""
     from bafe_nb import background, bafenet, ledger, tables
@@ -327,54 +327,54 @@ def write_figures(args):
     pictures.style()
     for path in figures.build(args.results, args.out, args.data or densesirst.find_root()): print(path)
 
-# %% ../nbs/25_running.ipynb #037
+# %% ../nbs/25_running.ipynb #038
 def show_demos(args):
     """bafe demo: the demos of notebook 30 as an app in the browser, on this machine only, until Ctrl-C."""
     from bafe_nb import demo
     demo.serve(args.port)
 
-# %% ../nbs/25_running.ipynb #039
+# %% ../nbs/25_running.ipynb #040
 DATA = ("--data", dict(metavar="DIR", help="SIRSTdevkit folder, or the word scenes; default: BAFE_DATA"))
 SPLIT = ("--split", dict(default="test_v2", help="test_v2, val_v2, train_v2 or trainval_v2"))
 PROTOCOL = ("--protocol", dict(default="corrected", choices=("paper", "corrected")))
 THRESHOLD = ("--threshold", dict(type=number(float, 0, 1), help="score for precision, recall, F1, Pd and Fa (0.5)"))
-JSON = ("--json", dict(metavar="FILE", type=new_file, help="write the result here instead of printing it"))
+JSON = ("--json", dict(metavar="FILE", type=output_file, help="write the result here instead of printing it"))
 LEDGER = ("--ledger", dict(metavar="FILE", type=table_file, help="append a row to this CSV"))
 REFLECTIONS = ("--reflections", dict(action="store_true", help="average over four mirror images, four times the time (presets bafe-hr)"))
 SEED = ("--seed", dict(type=number(int, 0), default=0))
 
-# %% ../nbs/25_running.ipynb #040
+# %% ../nbs/25_running.ipynb #041
 VERBS = {
-    "train": (train, [("preset", {}), DATA, ("--out", dict(required=True, metavar="RUN", type=folder)), ("--resume", dict(action="store_true")), SEED, ("--split", dict(default="trainval_v2")),
+    "train": (train, [("preset", {}), DATA, ("--out", dict(required=True, metavar="RUN", type=output_folder)), ("--resume", dict(action="store_true")), SEED, ("--split", dict(default="trainval_v2")),
                       ("--schedule", dict(help="name in training.SCHEDULES; default: the preset's own")), ("--epochs", dict(type=number(int, 1))), ("--repeats", dict(type=number(int, 1))), ("--batch", dict(type=number(int, 1))),
                       ("--imagenet", dict(metavar="FILE", help="torchvision weights of the ResNet")), ("--device", dict(default="auto", type=device)), ("--workers", dict(type=number(int, 0), default=0, help="loader processes")), LEDGER]),
-    "evaluate": (evaluate, [("model", dict(metavar="RUN|WEIGHTS|METHOD", help="run folder, weights file, or top_hat, laplacian_of_gaussian, patch_contrast")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON, ("--detections", dict(metavar="FILE", type=new_file)), ("--seed", dict(type=number(int, 0))), ("--device", dict(default="cpu", type=device, help="cpu or cuda")), REFLECTIONS, LEDGER]),
+    "evaluate": (evaluate, [("model", dict(metavar="RUN|WEIGHTS|METHOD", help="run folder, weights file, or top_hat, laplacian_of_gaussian, patch_contrast")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON, ("--detections", dict(metavar="FILE", type=output_file)), ("--seed", dict(type=number(int, 0))), ("--device", dict(default="cpu", type=device, help="cpu or cuda")), REFLECTIONS, LEDGER]),
     "score": (score, [("file", dict(metavar="DETECTIONS.json")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON]),
-    "detect": (detect, [("weights", {}), ("images", dict(nargs="+", metavar="IMAGE")), ("--out", dict(required=True, metavar="DIR", type=folder)),
+    "detect": (detect, [("weights", {}), ("images", dict(nargs="+", metavar="IMAGE")), ("--out", dict(required=True, metavar="DIR", type=output_folder)),
                         ("--threshold", dict(type=number(float, 0, 1), default=0.3)), ("--tile", dict(type=number(int, 32), help="side of tiles in pixels, for large images")), REFLECTIONS]),
     "import-official": (import_official, [("checkpoint", {}), ("out", dict(metavar="OUT.safetensors"))]),
     "presets": (presets, [JSON]),
-    "reproduce": (reproduce, [("--data", dict(metavar="DIR", help="SIRSTdevkit folder; default: scenes, which need no download")), ("--out", dict(default="reproduction", metavar="DIR", type=folder)), ("--preset", dict(default="bafe-small")), SEED, LEDGER]),
+    "reproduce": (reproduce, [("--data", dict(metavar="DIR", help="SIRSTdevkit folder; default: scenes, which need no download")), ("--out", dict(default="reproduction", metavar="DIR", type=output_folder)), ("--preset", dict(default="bafe-small")), SEED, LEDGER]),
     "bench": (bench, [("what", dict(choices=("bagcp", "train", "inference", "speedrun"))), ("--runs", dict(type=number(int, 1), default=5)), DATA, SEED,
-                      ("--epochs", dict(type=number(int, 1), default=9, help="of the speedrun")), ("--out", dict(metavar="RUN", type=folder, help="keep the speedrun's run here")), ("--threads", dict(type=number(int, 1), default=2, help="of the speedrun")), REFLECTIONS, LEDGER]),
-    "ladder": (ladder, [DATA, ("--out", dict(default="runs/ladder", metavar="DIR", type=folder)), ("--seeds", dict(type=number(int, 1), default=3)), ("--ledger", dict(default="results/ledger.csv", type=table_file))]),
-    "sweep": (sweep, [DATA, ("--out", dict(default="runs/ablation", metavar="DIR", type=folder)), ("--results", dict(default="results", help="folder of the ledger and of the draws"))]),
+                      ("--epochs", dict(type=number(int, 1), default=9, help="of the speedrun")), ("--out", dict(metavar="RUN", type=output_folder, help="keep the speedrun's run here")), ("--threads", dict(type=number(int, 1), default=2, help="of the speedrun")), REFLECTIONS, LEDGER]),
+    "ladder": (ladder, [DATA, ("--out", dict(default="runs/ladder", metavar="DIR", type=output_folder)), ("--seeds", dict(type=number(int, 1), default=3)), ("--ledger", dict(default="results/ledger.csv", type=table_file))]),
+    "sweep": (sweep, [DATA, ("--out", dict(default="runs/ablation", metavar="DIR", type=output_folder)), ("--results", dict(default="results", help="folder of the ledger and of the draws"))]),
     "endure": (endure, [("model", dict(metavar="RUN|WEIGHTS|METHOD")), DATA, SPLIT, LEDGER]),
-    "tables": (write_tables, [("--ledger", dict(default="results/ledger.csv", type=table_file)), ("--out", dict(default="figures", type=folder))]),
-    "figures": (write_figures, [("--results", dict(default="results")), ("--out", dict(default="figures", type=folder)), DATA]),
+    "tables": (write_tables, [("--ledger", dict(default="results/ledger.csv", type=table_file)), ("--out", dict(default="figures", type=output_folder))]),
+    "figures": (write_figures, [("--results", dict(default="results")), ("--out", dict(default="figures", type=output_folder)), DATA]),
     "demo": (show_demos, [("--port", dict(type=number(int, 0, 65535), default=8866, help="8866; 0: any free one"))])}
 DATA_VERBS = {
     "fetch": (fetch, [("--dest", dict(required=True, metavar="DIR")), ("--source", dict(help="folder, zip, git directory or address of a mirror"))]),
     "verify": (verify, [("dir", {})]),
     "stats": (stats, [("dir", {}), JSON, LEDGER])}
 
-# %% ../nbs/25_running.ipynb #041
+# %% ../nbs/25_running.ipynb #042
 VERBS["faithful"] = (faithful, [("what", dict(choices=("run", "pack", "unpack", "speed"))), DATA, ("--out", dict(metavar="DIR", help="runs/faithful; pack: data/packed; unpack: data/unpacked")),
     ("--minutes", dict(type=number(float, 0), default=9.0, help="of this call; the same call goes on")), ("--only", dict(metavar="PRESET")), ("--parts", dict(type=number(int, 1), default=8)),
     ("--epochs", dict(type=number(int, 1))), ("--repeats", dict(type=number(int, 1))), ("--squeeze", dict(type=number(int, 32), help="side in pixels")), ("--imagenet", dict(metavar="FILE")), ("--device", dict(default="auto", type=device)),
     ("--workers", dict(type=number(int, 0), help="loader processes")), ("--compile", dict(action="store_true")), ("--commit", dict(help="of the code, where there is no git")), LEDGER])
 
-# %% ../nbs/25_running.ipynb #042
+# %% ../nbs/25_running.ipynb #043
 def _add(parsers, verbs):
     """Fill sub-parsers from a table of verbs."""
     for name, (function, words) in verbs.items():
@@ -393,7 +393,7 @@ def parser():
     _add(data.add_subparsers(metavar="verb", required=True, parser_class=Parser), DATA_VERBS)
     return main
 
-# %% ../nbs/25_running.ipynb #043
+# %% ../nbs/25_running.ipynb #044
 def main(words=None):
     """Run `bafe` with a list of words (default: the command line); returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     words = sys.argv[1:] if words is None else list(words)
@@ -408,5 +408,5 @@ def main(words=None):
         return 130
     return 2
 
-# %% ../nbs/25_running.ipynb #045
+# %% ../nbs/25_running.ipynb #046
 if __name__ == "__main__" and __spec__: sys.exit(main())
