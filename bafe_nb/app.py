@@ -362,7 +362,7 @@ VERBS = {
     "endure": (endure, [("model", dict(metavar="RUN|WEIGHTS|METHOD")), DATA, SPLIT, LEDGER]),
     "tables": (write_tables, [("--ledger", dict(default="results/ledger.csv", type=table_file)), ("--out", dict(default="figures", type=output_folder))]),
     "figures": (write_figures, [("--results", dict(default="results")), ("--out", dict(default="figures", type=output_folder)), DATA]),
-    "demo": (show_demos, [("--port", dict(type=number(int, 0, 65535), default=8866, help="8866; 0: any free one"))])}
+    "demo": (show_demos, [("--port", dict(type=int, default=8866, help="8866; 0: any free one"))])}
 DATA_VERBS = {
     "fetch": (fetch, [("--dest", dict(required=True, metavar="DIR")), ("--source", dict(help="folder, zip, git directory or address of a mirror"))]),
     "verify": (verify, [("dir", {})]),

@@ -26,7 +26,8 @@ def address():
     """Where `bafe demo`, run as a command, says it is; afterwards Ctrl-C must end it, and its server, without a trace."""
     port = demo.free_port(0)
     words = [sys.executable, "-c", "import sys; from bafe_nb import app; sys.exit(app.main())", "demo", "--port", str(port)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)        # a job in the background of a shell is deaf to Ctrl-C, and so are its children
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heard)
     try:
         assert process.stdout.readline() == f"the demos are at http://127.0.0.1:{port} - Ctrl-C ends them\n"
         yield f"http://127.0.0.1:{port}"
