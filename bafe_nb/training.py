@@ -542,7 +542,7 @@ def memory_order(device):
     """torch.memory_format of maps and weights while training on a torch.device."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
-
+# %% ../nbs/11_training.ipynb #086
 class Run:
     """Everything that changes while a model is trained: weights, optimiser, averaged weights, position, losses, seconds."""
     def __init__(self, config, examples):
@@ -564,7 +564,7 @@ class Run:
         """The model that is handed over: the averaged one where the schedule averages."""
         return self.average.model if self.average else self.model
 
-# %% ../nbs/11_training.ipynb #086
+# %% ../nbs/11_training.ipynb #087
 def _state(run):
     """A run as plain tensors, numbers and dictionaries."""
     cuda = torch.cuda.get_rng_state_all() if run.device.type == "cuda" else []
@@ -581,7 +581,7 @@ def save(run, folder):
     write_whole(place / f"{run.step:08d}.pt", memory.getbuffer())
     for old in sorted(place.glob("*.pt"))[:-2]: old.unlink(missing_ok=True)
 
-# %% ../nbs/11_training.ipynb #087
+# %% ../nbs/11_training.ipynb #088
 def _newest(folder):
     """Content of the newest checkpoint that can be read, or None when there is none at all; InputError when all are damaged."""
     found = sorted((Path(folder) / "checkpoints").glob("*.pt"), reverse=True)
@@ -604,13 +604,13 @@ def restore(run, folder):
     if run.device.type == "cuda" and state["random_cuda"]: torch.cuda.set_rng_state_all(state["random_cuda"])
     return True
 
-# %% ../nbs/11_training.ipynb #089
+# %% ../nbs/11_training.ipynb #090
 def _draw_apart(run):
     """Give torch's generator a state that belongs to this seed, step and process where several work together, else leave it: two processes must not drop the same units."""
     rank, count = processes()
     if count > 1: torch.manual_seed(int(np.random.SeedSequence((3, run.config.seed, run.step, rank)).generate_state(1)[0]))
 
-# %% ../nbs/11_training.ipynb #090
+# %% ../nbs/11_training.ipynb #091
 def loss_of(model, batch, forward=None, bf16=False):
     """Dictionary of losses (class, box, centerness, sky, perhaps mask, total: 0-d tensors) of `model` on a Batch; forward may be the compiled model."""
     device = next(model.parameters()).device
@@ -621,7 +621,7 @@ def loss_of(model, batch, forward=None, bf16=False):
     maps = type(maps)(*([m.float() for m in level] for level in maps))
     return losses.compute(maps, batch.boxes, batch.sky.to(device), head, batch.targets.to(device) if head.target_mask else None)
 
-# %% ../nbs/11_training.ipynb #091
+# %% ../nbs/11_training.ipynb #092
 def advance(run, batch):
     """One optimiser step; the losses are kept on the device until `collect`. Returns nothing."""
     s = run.config.schedule
@@ -637,7 +637,7 @@ def advance(run, batch):
     run.waiting.append((run.step, rate, batch.names, {k: v.detach() for k, v in parts.items()}))
     run.step += 1
 
-# %% ../nbs/11_training.ipynb #093
+# %% ../nbs/11_training.ipynb #094
 def _table(rows):
     """Rows (dictionaries of numbers) as the text of a CSV file, every digit kept."""
     text = io.StringIO()
@@ -645,7 +645,7 @@ def _table(rows):
     writer.writeheader(); writer.writerows(rows)
     return text.getvalue()
 
-# %% ../nbs/11_training.ipynb #094
+# %% ../nbs/11_training.ipynb #095
 def _kept(folder):
     """Words about the last good checkpoint of a run."""
     found = sorted((Path(folder) / "checkpoints").glob("*.pt"))
@@ -657,7 +657,7 @@ def _names(run, step, mine):
     if processes()[1] == 1: return mine
     return [run.examples.data[k % len(run.examples.data)].name for _, k in next(Keys(run.examples, step).whole())]
 
-# %% ../nbs/11_training.ipynb #095
+# %% ../nbs/11_training.ipynb #096
 def collect(run, folder):
     """Bring the losses of the last steps over, check them and write losses.csv. InputError names the first step whose loss is no finite number."""
     fresh = []
@@ -672,7 +672,7 @@ def collect(run, folder):
     run.history += fresh
     return fresh
 
-# %% ../nbs/11_training.ipynb #096
+# %% ../nbs/11_training.ipynb #097
 def _claim(out, now, resume):
     """Write config.json into the folder `out`, or compare it with the one that is there."""
     path = out / "config.json"
@@ -684,7 +684,7 @@ def _claim(out, now, resume):
         if changed: raise InputError(f"{out} holds another run: {changed}; resume with the configuration it began with, or choose another folder")
     else: write_whole(path, json.dumps(now, indent=1).encode())
 
-# %% ../nbs/11_training.ipynb #097
+# %% ../nbs/11_training.ipynb #098
 def begin(config, data, out, resume=False):
     """A Run in folder `out`: new, or put back to its newest checkpoint. config.json is written first.
 
@@ -702,7 +702,7 @@ def begin(config, data, out, resume=False):
     by_first(lambda: write_whole(out / "losses.csv", _table(run.history).encode()))
     return run
 
-# %% ../nbs/11_training.ipynb #098
+# %% ../nbs/11_training.ipynb #099
 def _add(path, table, first):
     """Add a table to the CSV file at `path`, with its header when it is the first."""
     try:
@@ -718,7 +718,7 @@ def _tell(run, folder, bar):
     bar.update(len(fresh))
     bar.set_postfix(loss=f"{fresh[-1]['total']:.3f}", lr=f"{fresh[-1]['lr']:.1e}", refresh=False)
 
-# %% ../nbs/11_training.ipynb #101
+# %% ../nbs/11_training.ipynb #102
 def _no_memory(error):
     """Whether an error says that memory is short: on a GPU, in numpy, or on a CPU in PyTorch."""
     words = ("can't allocate memory", "not enough memory", "bad_alloc", "could not create a primitive")   # the last is oneDNN's
@@ -737,7 +737,7 @@ def _fitting(run, batch):
         fits, size = size, 2 * size
     return fits
 
-# %% ../nbs/11_training.ipynb #102
+# %% ../nbs/11_training.ipynb #103
 def _attempt(run, batch, folder):
     """`advance`, or an InputError that names the batch size that fits when memory is short (tried out when there is one process)."""
     size, short = run.config.schedule.batch, False
@@ -750,7 +750,7 @@ def _attempt(run, batch, folder):
     mend = "use a smaller crop, not even one image fits" if fits == 0 else f"a batch of {fits} fits" if fits else f"use a batch of {size // 2} or more processes"
     raise InputError(f"out of memory at step {run.step} with batch {size}: {mend}; {_kept(folder)}")
 
-# %% ../nbs/11_training.ipynb #103
+# %% ../nbs/11_training.ipynb #104
 @contextlib.contextmanager
 def _accidents(run):
     """Turn what can happen to a run from outside into one line: a loader or another process that dies, bad input met by a loader process."""
@@ -764,7 +764,7 @@ def _accidents(run):
         with contextlib.suppress(RuntimeError): time.sleep(0.3)   # torch announces a death twice: by a broken pipe and by a signal
         raise InputError(f"a loader process died at step {run.step}: resume the run, with fewer workers or 0") from None
 
-# %% ../nbs/11_training.ipynb #104
+# %% ../nbs/11_training.ipynb #105
 def _loop(run, out, bar, each_epoch):
     """All remaining steps, with losses; the first process writes checkpoints and is told the end of each epoch."""
     config, often, writes = run.config, 1 if run.device.type == "cpu" else 50, processes()[0] == 0
@@ -780,7 +780,7 @@ def _loop(run, out, bar, each_epoch):
             save(run, out); saved = time.monotonic()
         if ends and each_epoch: each_epoch(run.final, run.step // run.an_epoch)
 
-# %% ../nbs/11_training.ipynb #105
+# %% ../nbs/11_training.ipynb #106
 def _row(run):
     """One flat row about a finished run."""
     last = run.history[-run.an_epoch:]
@@ -797,7 +797,7 @@ def _device_name(device):
     """'cpu', or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
-# %% ../nbs/11_training.ipynb #106
+# %% ../nbs/11_training.ipynb #107
 def train(config, data, out, resume=False, progress=True, each_epoch=None):
     """Train a model and return one row (dictionary) about the run.
 
