@@ -226,6 +226,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'bafe_nb.bagcp.realism': ('bagcp.html#realism', 'bafe_nb/bagcp.py'),
                                'bafe_nb.bagcp.render': ('bagcp.html#render', 'bafe_nb/bagcp.py'),
                                'bafe_nb.bagcp.roll': ('bagcp.html#roll', 'bafe_nb/bagcp.py'),
+                               'bafe_nb.bagcp.stretched': ('bagcp.html#stretched', 'bafe_nb/bagcp.py'),
+                               'bafe_nb.bagcp.warped': ('bagcp.html#warped', 'bafe_nb/bagcp.py'),
                                'bafe_nb.bagcp.window_side': ('bagcp.html#window_side', 'bafe_nb/bagcp.py')},
             'bafe_nb.bench': { 'bafe_nb.bench._first': ('bench.html#_first', 'bafe_nb/bench.py'),
                                'bafe_nb.bench._step': ('bench.html#_step', 'bafe_nb/bench.py'),

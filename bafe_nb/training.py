@@ -71,17 +71,17 @@ class Steps:
 @dataclass(frozen=True)
 class Schedule(Steps):
     """How a model is trained: `Steps`, and what it is shown.
-
-    squeeze: side in pixels to which every image is stretched, or None. crop: side of a random window, or None; with probability `focus` it is put round a
-    target. flips: 'none', 'horizontal' or 'dihedral'. paste: a name in bagcp.PASTES; our own law takes targets from at most `bank` images.
-    boxes: 'corrected' or 'paper' (minus one); consistent: minus-one boxes are mirrored as the half-open boxes they stand for. real: share of the target
-    windows round a real target. gain, offset: levels become g * level + o, g in 1 -+ gain, o in -+ offset. InputError for what cannot be."""
+    squeeze: side in pixels to which every image is stretched, or None. crop: side of a random window, or None; with probability `focus` it is put round a target.
+    flips: 'none', 'horizontal' or 'dihedral'. paste: a name in bagcp.PASTES; our own law takes targets from at most `bank` images and gives a share `stretch` of
+    them other shapes. boxes: 'corrected' or 'paper' (minus one); consistent: minus-one boxes are mirrored as the half-open boxes they stand for. real: share of
+    the target windows round a real target. gain, offset: levels become g * level + o, g in 1 -+ gain, o in -+ offset. InputError for what cannot be."""
     squeeze: int | None = None
     crop: int | None = 256
     focus: float = 0.5
     flips: str = "dihedral"
     paste: str = "default"
     bank: int = 1024
+    stretch: float = 0.0
     boxes: str = "corrected"
     consistent: bool = False
     real: float = 0.0
@@ -104,6 +104,7 @@ def _problem(s):
         if getattr(s, field) not in words: return f"{field} is {getattr(s, field)!r}: use one of {', '.join(words)}"
     for field in ("epochs", "repeats", "batch"):
         if getattr(s, field) < 1: return f"{field} is {getattr(s, field)}: use 1 or more"
+    if not 0 <= s.stretch <= 1: return f"stretch is {s.stretch}: use a share from 0 to 1"
     if s.lr <= 0: return f"lr is {s.lr}: use a number above 0"
     if s.squeeze is None and s.crop is None and s.batch > 1:
         return f"images of several sizes do not fit into a batch of {s.batch}: set crop or squeeze, or batch=1"
@@ -114,13 +115,14 @@ SCHEDULES = {s.name: s for s in (
     Schedule("paper", epochs=20, repeats=3, batch=2, optimiser="dadapt-adam", lr=1.0, weight_decay=0.05, policy="step", milestones=(8, 16), factor=0.1,
              warm_up=500, warm_up_factor=1 / 3, squeeze=512, crop=None, flips="horizontal", paste="paper", boxes="paper", average=None, clip=None),
     Schedule("small", epochs=4, batch=4, lr=6e-3, policy="one-cycle", warm_up=0.2, crop=96, focus=0.8, average=0.99),
-    Schedule("hr", epochs=32, batch=2, optimiser="muon", lr=6e-3, weight_decay=0.02, crop=256, focus=0.8, real=0.3, gain=0.1, offset=5.0))}
+    Schedule("hr", epochs=32, batch=2, optimiser="muon", lr=6e-3, weight_decay=0.02, crop=256, focus=0.8, real=0.3, gain=0.1, offset=5.0),
+    Schedule("broad", epochs=28, batch=2, optimiser="muon", lr=6e-3, weight_decay=0.02, crop=256, focus=0.8, real=0.3, gain=0.1, offset=5.0, stretch=0.3))}
 
 
 def schedule_of(preset):
-    """The schedule that belongs to a preset's name: 'paper' for the paper's models, 'small' for bafe-small, 'hr' for the others."""
+    """The schedule that belongs to a preset's name: 'paper' for the paper's models, 'small' for bafe-small, 'broad' for bafe-hr, 'hr' for the others."""
     if preset.startswith(("paper-", "fcos-")): return SCHEDULES["paper"]
-    return SCHEDULES["small" if preset == "bafe-small" else "hr"]
+    return SCHEDULES[{"bafe-small": "small", "bafe-hr": "broad"}.get(preset, "hr")]
 
 # %% ../nbs/11_training.ipynb #018
 def steps_an_epoch(schedule, images):
@@ -202,7 +204,7 @@ def muon_groups(model, weight_decay):
             dict(params=outer, weight_decay=weight_decay, scale=1.0, **rest), dict(params=groups(model, 0)[1]["params"], weight_decay=0.0, scale=1.0, **rest)]
     return [group for group in made if group["params"]]
 
-# %% ../nbs/11_training.ipynb #035
+# %% ../nbs/11_training.ipynb #036
 def flip(sample, horizontal=False, vertical=False, transpose=False):
     """`sample` mirrored left-right, then upside down, then with x and y exchanged: image, both masks and boxes alike."""
     def turned(a):
@@ -213,7 +215,7 @@ def flip(sample, horizontal=False, vertical=False, transpose=False):
     if transpose: b = b[:, [1, 0, 3, 2]]
     return dataclasses.replace(sample, image=turned(sample.image), sky=turned(sample.sky), targets=turned(sample.targets), boxes=b)
 
-# %% ../nbs/11_training.ipynb #042
+# %% ../nbs/11_training.ipynb #043
 def squeeze(sample, side):
     """`sample` stretched to side x side pixels, as the authors do: image bilinear, masks nearest, boxes scaled and cut to the image."""
     def nearest(mask): return cv2.resize(mask.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST).astype(bool)
@@ -221,7 +223,7 @@ def squeeze(sample, side):
     b = box.clip(box.scale(sample.boxes, side / sample.width, side / sample.height), side, side)
     return dataclasses.replace(sample, image=image, sky=nearest(sample.sky), targets=nearest(sample.targets), boxes=b)
 
-# %% ../nbs/11_training.ipynb #043
+# %% ../nbs/11_training.ipynb #044
 def pad(sample, side):
     """`sample` made at least side x side by repeating the last row and column of image and sky; new pixels hold no target."""
     down, right = max(side - sample.height, 0), max(side - sample.width, 0)
@@ -240,7 +242,7 @@ def crop(sample, x, y, side):
     return dataclasses.replace(sample, image=sample.image[part], sky=sample.sky[part], targets=sample.targets[part],
                                boxes=inside[kept], real=sample.real[kept])
 
-# %% ../nbs/11_training.ipynb #046
+# %% ../nbs/11_training.ipynb #047
 def window(sample, side, focus, rng, real=0.0):
     """Left top corner (x, y) of a random window: with probability `focus` one that holds the centre of a target drawn at random, else anywhere.
 
@@ -255,7 +257,7 @@ def window(sample, side, focus, rng, real=0.0):
         low, high = np.clip(centre - side + 1, 0, most), np.clip(centre, 0, most)
     return tuple(int(v) for v in rng.integers(low, high + 1))
 
-# %% ../nbs/11_training.ipynb #049
+# %% ../nbs/11_training.ipynb #050
 def arrange(sample, schedule, rng):
     """`sample` squeezed or cropped and flipped as `schedule` says, with draws from `rng`."""
     if schedule.squeeze: sample = squeeze(sample, schedule.squeeze)
@@ -266,7 +268,7 @@ def arrange(sample, schedule, rng):
     if schedule.flips == "none": return sample
     return flip(sample, coins[0], *(coins[1:] if schedule.flips == "dihedral" else ()))
 
-# %% ../nbs/11_training.ipynb #050
+# %% ../nbs/11_training.ipynb #051
 def brighten(sample, schedule, rng):
     """`sample` with grey levels g * level + o, rounded and cut to 0-255; g and o drawn from `rng` within the schedule's `gain` and `offset`."""
     if not (schedule.gain or schedule.offset): return sample
@@ -274,7 +276,7 @@ def brighten(sample, schedule, rng):
     table = np.clip(np.rint(g * np.arange(256) + o), 0, 255).astype(np.uint8)
     return dataclasses.replace(sample, image=table[sample.image])
 
-# %% ../nbs/11_training.ipynb #052
+# %% ../nbs/11_training.ipynb #053
 def as_read(data, schedule):
     """The dataset, a DenseSIRST opened again where its label files are to be read otherwise (17 images differ by more than a shift of all boxes)."""
     if not isinstance(data, DenseSIRST) or data.boxes == schedule.boxes: return data
@@ -294,17 +296,17 @@ def target_source(data, i, schedule):
     ours = bagcp.PASTES[schedule.paste].law == "profile"
     return squeeze(sample, schedule.squeeze) if schedule.squeeze and ours else sample
 
-# %% ../nbs/11_training.ipynb #053
+# %% ../nbs/11_training.ipynb #054
 class Examples:
     """Training examples of a dataset: `[(epoch, k)]` -> Sample, squeezed or cropped, flipped and with pasted targets.
-
     Every draw comes from a generator seeded by (seed, epoch, k), so an example does not depend on order, workers or what was drawn before.
     """
     def __init__(self, data, schedule, seed):
         self.data, self.schedule, self.seed = as_read(data, schedule), schedule, seed
         self.law, n = bagcp.PASTES[schedule.paste], len(data)
         most = min(n, schedule.bank) if self.law.law == "profile" else 0
-        self.bank = bagcp.TargetBank(target_source(self.data, i * n // most, schedule) for i in range(most)) if most else None
+        sources = (target_source(self.data, i * n // most, schedule) for i in range(most))
+        self.bank = bagcp.TargetBank(sources, schedule.stretch, seed) if most else None
 
     def __len__(self): return len(self.data) * self.schedule.repeats
     def order(self, epoch):
@@ -320,7 +322,7 @@ class Examples:
         if late: sample = dataclasses.replace(sample, boxes=box.shift(sample.boxes, -1, -1))
         return brighten(sample, s, rng)
 
-# %% ../nbs/11_training.ipynb #061
+# %% ../nbs/11_training.ipynb #062
 class Batch(NamedTuple):
     """images uint8 (n, h, w); boxes: n float32 tensors (m, 4); sky, targets bool (n, h, w); names: n texts."""
     images: torch.Tensor
@@ -336,7 +338,7 @@ def batch(samples):
     return Batch(stacked("image"), [torch.from_numpy(np.ascontiguousarray(s.boxes, np.float32)) for s in samples],
                  stacked("sky"), stacked("targets"), [s.name for s in samples])
 
-# %% ../nbs/11_training.ipynb #062
+# %% ../nbs/11_training.ipynb #063
 class Keys:
     """All batches from optimiser step `start` to the end as lists of keys (epoch, k): what a DataLoader takes as its batch sampler.
 
@@ -358,7 +360,7 @@ class Keys:
             for step in range(first, an_epoch):
                 yield [(epoch, int(k)) for k in order[step * s.batch:(step + 1) * s.batch]]
 
-# %% ../nbs/11_training.ipynb #063
+# %% ../nbs/11_training.ipynb #064
 def _alone(worker): cv2.setNumThreads(0)
 
 
@@ -367,7 +369,7 @@ def loader(examples, start=0, workers=0):
     return DataLoader(examples, batch_sampler=Keys(examples, start), collate_fn=batch, num_workers=workers, generator=torch.Generator(),
                       worker_init_fn=_alone, pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None)
 
-# %% ../nbs/11_training.ipynb #066
+# %% ../nbs/11_training.ipynb #067
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run. preset: a name in bafenet.PRESETS or a Preset. schedule: a Schedule, a name in SCHEDULES, or None for the preset's own.
@@ -390,7 +392,7 @@ class TrainConfig:
     def __post_init__(self):
         for field, value in zip(("preset", "schedule"), _resolved(self)): object.__setattr__(self, field, value)
 
-# %% ../nbs/11_training.ipynb #067
+# %% ../nbs/11_training.ipynb #068
 def _resolved(config):
     """Preset and Schedule of a configuration, from names where it has names; a ResNet with random weights gets normalisation that is trained."""
     preset, schedule = bafenet.find_preset(config.preset), config.schedule
@@ -400,7 +402,7 @@ def _resolved(config):
     if schedule not in SCHEDULES: raise InputError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
     return preset, SCHEDULES[schedule]
 
-# %% ../nbs/11_training.ipynb #068
+# %% ../nbs/11_training.ipynb #069
 def description(config, data):
     """What decides the outcome of a run, as plain data for config.json: preset, schedule, seed, precision, start weights and the images."""
     names = "\n".join(map(str, getattr(data, "names", range(len(data)))))
@@ -418,7 +420,7 @@ def _difference(a, b, where=""):
         if found: return found
     return None
 
-# %% ../nbs/11_training.ipynb #069
+# %% ../nbs/11_training.ipynb #070
 def device_of(config):
     """The torch device of a configuration: 'auto' is a GPU where there is one."""
     if config.device == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -432,7 +434,7 @@ def _precision(config):
     if config.precision != "auto": return config.precision
     return "bf16" if device_of(config).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
 
-# %% ../nbs/11_training.ipynb #072
+# %% ../nbs/11_training.ipynb #073
 def write_whole(path, data):
     """Write bytes to `path` so that a reader, or the next run after a kill or a full disk, sees the old file or the new one and never a part."""
     path = Path(path)
@@ -449,7 +451,7 @@ def write_whole(path, data):
         with contextlib.suppress(OSError): part.unlink()
         raise InputError(f"{path} cannot be written ({error.strerror}): free some space or choose another folder; what was there is intact") from None
 
-# %% ../nbs/11_training.ipynb #075
+# %% ../nbs/11_training.ipynb #076
 class Average:
     """Exponential moving average of a model's weights and running statistics: a = d * a + (1 - d) * w, with d rising to `decay` over the first steps."""
     def __init__(self, model, decay):
@@ -463,7 +465,7 @@ class Average:
             if mine.is_floating_point(): mine.lerp_(theirs, 1 - d)
             else: mine.copy_(theirs)
 
-# %% ../nbs/11_training.ipynb #078
+# %% ../nbs/11_training.ipynb #079
 def _take_gpu():
     """Make the GPU of this process's number on its machine the current one; InputError when there is none for it."""
     mine, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
@@ -484,7 +486,7 @@ def together(config):
     try: yield
     finally: distributed.destroy_process_group()
 
-# %% ../nbs/11_training.ipynb #080
+# %% ../nbs/11_training.ipynb #081
 def by_first(act):
     """What `act()` returns in the first process, in every process; its InputError is raised in every process."""
     rank, count = processes()
@@ -504,7 +506,7 @@ def gathered(x):
     if len(parts) > 1: distributed.all_gather_object(parts, x)
     return parts
 
-# %% ../nbs/11_training.ipynb #082
+# %% ../nbs/11_training.ipynb #083
 class LossModule(torch.nn.Module):
     """A model and its losses as one module: Batch -> dictionary of losses, as `loss_of` gives them."""
     def __init__(self, model, forward, bf16):
@@ -527,7 +529,7 @@ def _synchronised(model, device):
     if processes()[1] == 1 or device.type == "cpu" or model.preset.norm == "frozen": return model
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
-# %% ../nbs/11_training.ipynb #083
+# %% ../nbs/11_training.ipynb #084
 def _divisible(schedule, images):
     """InputError when the last batch of an epoch leaves a process without an example."""
     n, count = images * schedule.repeats, processes()[1]
@@ -537,12 +539,12 @@ def _divisible(schedule, images):
     mend = f"use a batch of {better}" if better else "use fewer processes"
     raise InputError(f"the last batch of an epoch has {least(schedule.batch)} of {n} examples for {count} processes: {mend}")
 
-# %% ../nbs/11_training.ipynb #085
+# %% ../nbs/11_training.ipynb #086
 def memory_order(device):
     """torch.memory_format of maps and weights while training on a torch.device."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
-# %% ../nbs/11_training.ipynb #086
+# %% ../nbs/11_training.ipynb #087
 class Run:
     """Everything that changes while a model is trained: weights, optimiser, averaged weights, position, losses, seconds."""
     def __init__(self, config, examples):
@@ -564,7 +566,7 @@ class Run:
         """The model that is handed over: the averaged one where the schedule averages."""
         return self.average.model if self.average else self.model
 
-# %% ../nbs/11_training.ipynb #087
+# %% ../nbs/11_training.ipynb #088
 def _state(run):
     """A run as plain tensors, numbers and dictionaries."""
     cuda = torch.cuda.get_rng_state_all() if run.device.type == "cuda" else []
@@ -581,7 +583,7 @@ def save(run, folder):
     write_whole(place / f"{run.step:08d}.pt", memory.getbuffer())
     for old in sorted(place.glob("*.pt"))[:-2]: old.unlink(missing_ok=True)
 
-# %% ../nbs/11_training.ipynb #088
+# %% ../nbs/11_training.ipynb #089
 def _newest(folder):
     """Content of the newest checkpoint that can be read, or None when there is none at all; InputError when all are damaged."""
     found = sorted((Path(folder) / "checkpoints").glob("*.pt"), reverse=True)
@@ -604,13 +606,13 @@ def restore(run, folder):
     if run.device.type == "cuda" and state["random_cuda"]: torch.cuda.set_rng_state_all(state["random_cuda"])
     return True
 
-# %% ../nbs/11_training.ipynb #090
+# %% ../nbs/11_training.ipynb #091
 def _draw_apart(run):
     """Give torch's generator a state that belongs to this seed, step and process where several work together, else leave it: two processes must not drop the same units."""
     rank, count = processes()
     if count > 1: torch.manual_seed(int(np.random.SeedSequence((3, run.config.seed, run.step, rank)).generate_state(1)[0]))
 
-# %% ../nbs/11_training.ipynb #091
+# %% ../nbs/11_training.ipynb #092
 def loss_of(model, batch, forward=None, bf16=False):
     """Dictionary of losses (class, box, centerness, sky, perhaps mask, total: 0-d tensors) of `model` on a Batch; forward may be the compiled model."""
     device = next(model.parameters()).device
@@ -621,7 +623,7 @@ def loss_of(model, batch, forward=None, bf16=False):
     maps = type(maps)(*([m.float() for m in level] for level in maps))
     return losses.compute(maps, batch.boxes, batch.sky.to(device), head, batch.targets.to(device) if head.target_mask else None)
 
-# %% ../nbs/11_training.ipynb #092
+# %% ../nbs/11_training.ipynb #093
 def advance(run, batch):
     """One optimiser step; the losses are kept on the device until `collect`. Returns nothing."""
     s = run.config.schedule
@@ -637,7 +639,7 @@ def advance(run, batch):
     run.waiting.append((run.step, rate, batch.names, {k: v.detach() for k, v in parts.items()}))
     run.step += 1
 
-# %% ../nbs/11_training.ipynb #094
+# %% ../nbs/11_training.ipynb #095
 def _table(rows):
     """Rows (dictionaries of numbers) as the text of a CSV file, every digit kept."""
     text = io.StringIO()
@@ -645,7 +647,7 @@ def _table(rows):
     writer.writeheader(); writer.writerows(rows)
     return text.getvalue()
 
-# %% ../nbs/11_training.ipynb #095
+# %% ../nbs/11_training.ipynb #096
 def _kept(folder):
     """Words about the last good checkpoint of a run."""
     found = sorted((Path(folder) / "checkpoints").glob("*.pt"))
@@ -657,9 +659,9 @@ def _names(run, step, mine):
     if processes()[1] == 1: return mine
     return [run.examples.data[k % len(run.examples.data)].name for _, k in next(Keys(run.examples, step).whole())]
 
-# %% ../nbs/11_training.ipynb #096
+# %% ../nbs/11_training.ipynb #097
 def collect(run, folder):
-    """Bring the losses of the last steps over, check them and write losses.csv. InputError names the first step whose loss is no finite number."""
+    """Bring the losses of the last steps over, check them, put them into the history; returns the new rows. InputError names the first step whose loss is no finite number."""
     fresh = []
     for step, rate, names, parts in run.waiting:
         values = {k: float(v) for k, v in parts.items()}
@@ -672,7 +674,7 @@ def collect(run, folder):
     run.history += fresh
     return fresh
 
-# %% ../nbs/11_training.ipynb #097
+# %% ../nbs/11_training.ipynb #098
 def _claim(out, now, resume):
     """Write config.json into the folder `out`, or compare it with the one that is there."""
     path = out / "config.json"
@@ -684,7 +686,7 @@ def _claim(out, now, resume):
         if changed: raise InputError(f"{out} holds another run: {changed}; resume with the configuration it began with, or choose another folder")
     else: write_whole(path, json.dumps(now, indent=1).encode())
 
-# %% ../nbs/11_training.ipynb #098
+# %% ../nbs/11_training.ipynb #099
 def begin(config, data, out, resume=False):
     """A Run in folder `out`: new, or put back to its newest checkpoint. config.json is written first.
 
@@ -702,7 +704,7 @@ def begin(config, data, out, resume=False):
     by_first(lambda: write_whole(out / "losses.csv", _table(run.history).encode()))
     return run
 
-# %% ../nbs/11_training.ipynb #099
+# %% ../nbs/11_training.ipynb #100
 def _add(path, table, first):
     """Add a table to the CSV file at `path`, with its header when it is the first."""
     try:
@@ -718,7 +720,7 @@ def _tell(run, folder, bar):
     bar.update(len(fresh))
     bar.set_postfix(loss=f"{fresh[-1]['total']:.3f}", lr=f"{fresh[-1]['lr']:.1e}", refresh=False)
 
-# %% ../nbs/11_training.ipynb #102
+# %% ../nbs/11_training.ipynb #103
 def _no_memory(error):
     """Whether an error says that memory is short: on a GPU, in numpy, or on a CPU in PyTorch."""
     words = ("can't allocate memory", "not enough memory", "bad_alloc", "could not create a primitive")   # the last is oneDNN's
@@ -737,7 +739,7 @@ def _fitting(run, batch):
         fits, size = size, 2 * size
     return fits
 
-# %% ../nbs/11_training.ipynb #103
+# %% ../nbs/11_training.ipynb #104
 def _attempt(run, batch, folder):
     """`advance`, or an InputError that names the batch size that fits when memory is short (tried out when there is one process)."""
     size, short = run.config.schedule.batch, False
@@ -750,7 +752,7 @@ def _attempt(run, batch, folder):
     mend = "use a smaller crop, not even one image fits" if fits == 0 else f"a batch of {fits} fits" if fits else f"use a batch of {size // 2} or more processes"
     raise InputError(f"out of memory at step {run.step} with batch {size}: {mend}; {_kept(folder)}")
 
-# %% ../nbs/11_training.ipynb #104
+# %% ../nbs/11_training.ipynb #105
 @contextlib.contextmanager
 def _accidents(run):
     """Turn what can happen to a run from outside into one line: a loader or another process that dies, bad input met by a loader process."""
@@ -764,7 +766,7 @@ def _accidents(run):
         with contextlib.suppress(RuntimeError): time.sleep(0.3)   # torch announces a death twice: by a broken pipe and by a signal
         raise InputError(f"a loader process died at step {run.step}: resume the run, with fewer workers or 0") from None
 
-# %% ../nbs/11_training.ipynb #105
+# %% ../nbs/11_training.ipynb #106
 def _loop(run, out, bar, each_epoch):
     """All remaining steps, with losses; the first process writes checkpoints and is told the end of each epoch."""
     config, often, writes = run.config, 1 if run.device.type == "cpu" else 50, processes()[0] == 0
@@ -780,7 +782,7 @@ def _loop(run, out, bar, each_epoch):
             save(run, out); saved = time.monotonic()
         if ends and each_epoch: each_epoch(run.final, run.step // run.an_epoch)
 
-# %% ../nbs/11_training.ipynb #106
+# %% ../nbs/11_training.ipynb #107
 def _row(run):
     """One flat row about a finished run."""
     last = run.history[-run.an_epoch:]
@@ -797,7 +799,7 @@ def _device_name(device):
     """'cpu', or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
-# %% ../nbs/11_training.ipynb #107
+# %% ../nbs/11_training.ipynb #108
 def train(config, data, out, resume=False, progress=True, each_epoch=None):
     """Train a model and return one row (dictionary) about the run.
 

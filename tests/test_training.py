@@ -81,9 +81,19 @@ def test_images_of_several_sizes_need_a_crop():
 
 def test_each_preset_has_its_schedule():
     assert training.TrainConfig("paper-r50").schedule.name == "paper" and training.TrainConfig("bafe-small").schedule.name == "small"
-    assert training.TrainConfig("bafe-hr-nano").schedule.name == "hr"
-    with pytest.raises(InputError, match="choose one of paper, small, hr"): training.TrainConfig(schedule="fast")
+    assert training.TrainConfig("bafe-hr-nano").schedule.name == "hr" and training.TrainConfig("bafe-hr").schedule.name == "broad"
+    with pytest.raises(InputError, match="choose one of paper, small, hr, broad"): training.TrainConfig(schedule="fast")
     with pytest.raises(InputError, match="unknown preset"): training.TrainConfig("resnet")
+
+
+def test_stretch_changes_what_is_pasted_and_nothing_else():
+    with pytest.raises(InputError, match="stretch is 1.5: use a share from 0 to 1"): dataclasses.replace(SHORT, stretch=1.5)
+    data, plain = scenes.Scenes(3), dataclasses.replace(training.SCHEDULES["hr"], crop=128)
+    a, b = (training.Examples(data, dataclasses.replace(plain, stretch=share), seed=0) for share in (0.0, 1.0))
+    assert [p.shape for p, _ in map(a.bank.target, range(5))] != [p.shape for p, _ in map(b.bank.target, range(5))] and len(a.bank) == len(b.bank)
+    assert any(not np.array_equal(a[0, k].image, b[0, k].image) for k in range(3))
+    none = [training.Examples(data, dataclasses.replace(plain, paste="none", stretch=share), seed=0)[0, 1].image for share in (0.0, 1.0)]
+    assert np.array_equal(*none), "where nothing is pasted the share is of no matter"
 
 
 # optimisers ----------------------------------------------------------------------------------------------------------------------------
