@@ -136,26 +136,28 @@ def _seen(model, image, tile, halo):
     if not model.preset.size and (tile or image.size > LARGE): return _stitched(model, image, tile or TILE, halo)
     return _maps(model, image)
 
-
+# %% ../nbs/12_evaluation.ipynb #025
 @torch.inference_mode()
-def predict(model, image, threshold=0.05, per_image=1000, tile=None, halo=HALO, boxes=None, reflections=False, likeliest=False):
+def predict(model, image, threshold=0.05, per_image=1000, tile=None, halo=HALO, boxes=None, reflections=False, guesses=1, likeliest=False):
     """Prediction for one image, a Sample or uint8 (h, w), by a BAFENet in eval mode.
 
     Detections have a class score over `threshold`; at most `per_image`. A preset with a size squeezes the image to it; any other takes it as it is, cut into
     overlapping tiles of `tile` pixels above LARGE pixels or when `tile` is given. boxes: see `found_boxes`; minus-one boxes are moved back by one.
-    reflections: average over the image and its three mirror images, in four times the time (fine heads only, InputError for others). likeliest: see fine.fine_detections.
+    For fine heads only, InputError for others: reflections, average over the image and its three mirror images in four times the time; guesses and likeliest, see
+    fine.fine_detections.
     """
     image, preset = grey(image), model.preset
     (height, width), strides = image.shape, preset.head.strides
-    if isinstance(preset.head, fine.FineConfig): return _fine_prediction(model, image, tile, halo, threshold, per_image, found_boxes(model, boxes), reflections, likeliest)
-    if reflections: raise InputError(f"{preset.name}: only the presets with a fine head average over reflections; leave it out")
+    reading = dict(threshold=threshold, per_image=per_image, guesses=guesses, likeliest=likeliest)
+    if isinstance(preset.head, fine.FineConfig): return _fine_prediction(model, image, tile, halo, found_boxes(model, boxes), reflections, reading)
+    if reflections or guesses > 1 or likeliest: raise InputError(f"{preset.name}: only the presets with a fine head take reflections, guesses or likeliest; leave them out")
     seen = cv2.resize(image, (preset.size,) * 2, interpolation=cv2.INTER_LINEAR) if preset.size else image
     factors, maps = None if not preset.size else (preset.size / width, preset.size / height), _seen(model, seen, tile, halo)
     d = heads.decode(maps, strides, threshold, per_image=per_image, before_nms=max(1000, per_image), size=seen.shape, rescale=factors)[0]
     if found_boxes(model, boxes) == "paper": d = box.clip(box.shift(d, 1, 1), width, height)
     return Prediction(d, *_masks(_logits(maps, strides[0], seen.shape), height, width))
 
-# %% ../nbs/12_evaluation.ipynb #026
+# %% ../nbs/12_evaluation.ipynb #027
 REFLECTIONS = ((), (3,), (2,), (2, 3))                             # axes of (n, c, h, w) to turn round: none, left-right, upside down, both
 SIDES = ([0, 1, 2, 3], [2, 1, 0, 3], [0, 3, 2, 1], [2, 3, 0, 1])   # which sides seen in a reflection are the image's l, t, r, b
 
@@ -175,19 +177,19 @@ class Reflected:
             total = total + self.head.sides(seen, image, *there)[:, order].log_softmax(-1)
         return total / len(REFLECTIONS)
 
-# %% ../nbs/12_evaluation.ipynb #027
-def _fine_prediction(model, image, tile, halo, threshold, per_image, boxes, reflections, likeliest):
-    """Prediction of a model with a fine head, see `predict`."""
+# %% ../nbs/12_evaluation.ipynb #028
+def _fine_prediction(model, image, tile, halo, boxes, reflections, reading):
+    """Prediction of a model with a fine head, see `predict`; reading: words for fine.fine_detections."""
     head = model.bbox_head
     if reflections:
         turned = [np.flip(image, [axis - 2 for axis in axes]) for axes in REFLECTIONS]
         head = Reflected(head, [_seen(model, view, tile, halo) for view in turned]); maps = head.maps
     else: maps = _seen(model, image, tile, halo)
-    d = fine.fine_detections(head, maps, 0, threshold, per_image, likeliest=likeliest)
+    d = fine.fine_detections(head, maps, **reading)
     if boxes == "paper": d = box.clip(box.shift(d, 1, 1), image.shape[1], image.shape[0])
     return Prediction(d, *_fine_masks(maps))
 
-# %% ../nbs/12_evaluation.ipynb #035
+# %% ../nbs/12_evaluation.ipynb #036
 def _configured(weights, *keys):
     """An entry of the config.json beside a weights file, None where there is no such file; InputError when it cannot be read."""
     path = Path(weights).with_name("config.json")
@@ -198,7 +200,7 @@ def _configured(weights, *keys):
     except (ValueError, KeyError, TypeError): raise InputError(f"{path} is no configuration of a run: mend or remove it") from None
     return value
 
-# %% ../nbs/12_evaluation.ipynb #036
+# %% ../nbs/12_evaluation.ipynb #037
 def read_model(source, device="cpu"):
     """(model in eval mode, boxes) from a BAFENet, a .safetensors file or the folder of a run.
 
@@ -216,7 +218,7 @@ def seed_of(source):
     """The seed of the run that wrote the weights at `source` (run folder or weights file), from config.json beside them; None where there is none."""
     return _configured(Path(source) / "x" if Path(source).is_dir() else Path(source), "seed")
 
-# %% ../nbs/12_evaluation.ipynb #043
+# %% ../nbs/12_evaluation.ipynb #046
 def predict_all(model, dataset, progress=True, **options):
     """Image name -> Prediction for all samples; options go to `predict`. Returns the dictionary and the mean milliseconds an image, without reading it.
 
@@ -234,7 +236,7 @@ def predict_all(model, dataset, progress=True, **options):
     if not everything: raise InputError("the dataset is empty: name a split with images")
     return dict(everything[i] for i in sorted(everything)), 1000 * sum(spent) / len(everything)
 
-# %% ../nbs/12_evaluation.ipynb #044
+# %% ../nbs/12_evaluation.ipynb #047
 def score(predictions, dataset, protocol="corrected", threshold=None):
     """The flat row of scores.evaluate for a dictionary of Predictions: detections, sky masks and target masks."""
     parts = {field: {name: getattr(p, field) for name, p in predictions.items()} for field in Prediction._fields}
@@ -249,6 +251,7 @@ def evaluate(source, dataset, protocol="corrected", threshold=None, progress=Tru
     """
     model, boxes = read_model(source, device)
     predictions, ms = predict_all(model, dataset, progress, boxes=boxes, **options)
-    name = model.preset.name + (", four reflections" if options.get("reflections") else "")
+    guesses = options.get("guesses", 1)
+    name = model.preset.name + ", four reflections" * bool(options.get("reflections")) + f", {guesses} guesses" * (guesses > 1)
     row = dict(preset=name) | score(predictions, dataset, protocol, threshold) | dict(ms_per_image=round(ms, 2))
     return row, {name: p.detections for name, p in predictions.items()}

@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['CENTRAL', 'HALF_PIXEL', 'EVERY_PIXEL', 'REACH', 'EXACT', 'WINDOW', 'CELL', 'FAINTEST', 'FINE_WEIGHTS', 'RARE', 'LOUD',
-           'DRAWS', 'SLOPE', 'NUDGE', 'central', 'quality_focal', 'side_loss', 'measured', 'windows', 'views',
-           'FineConfig', 'FineMaps', 'FineHead', 'target_mask_loss', 'fine_losses', 'peaks', 'drawn', 'worth',
-           'worthiest', 'fine_detections']
+           'DRAWS', 'SLOPE', 'NUDGE', 'UNLIKELY', 'central', 'quality_focal', 'side_loss', 'measured', 'windows',
+           'views', 'FineConfig', 'FineMaps', 'FineHead', 'target_mask_loss', 'fine_losses', 'peaks', 'drawn',
+           'counted', 'worth', 'worthiest', 'further', 'fine_detections']
 
 # %% ../nbs/09b_fine_head.ipynb #002
 from dataclasses import dataclass
@@ -215,12 +215,17 @@ def drawn(logits):
     return logits.new_tensor(REACH)[torch.searchsorted(sums, points.expand(len(logits), 4, DRAWS).contiguous()).clamp(max=len(REACH) - 1)]
 
 
-def worth(d, truth):
-    """Worth (k, c) in (0, 1) of c boxes with distances d (k, 4, c) from the same pixel, when the truth is one of the boxes truth (k, 4, s)."""
+def counted(d, truth):
+    """How far each of c boxes with distances d (k, 4, c) from the same pixel counts as a hit of each of s boxes truth (k, 4, s): (k, c, s) in (0, 1)."""
     d, t = d[..., None], truth[:, :, None]
     area = lambda x: (x[:, 0] + x[:, 2]) * (x[:, 1] + x[:, 3])
     both = area(torch.minimum(d, t))
-    return torch.sigmoid((both / (area(d) + area(t) - both) - 0.5) / SLOPE).mean(-1)
+    return torch.sigmoid((both / (area(d) + area(t) - both) - 0.5) / SLOPE)
+
+
+def worth(d, truth):
+    """Worth (k, c) in (0, 1) of c boxes d (k, 4, c) when the truth is one of the boxes truth (k, 4, s), each as likely."""
+    return counted(d, truth).mean(-1)
 
 # %% ../nbs/09b_fine_head.ipynb #040
 def worthiest(logits):
@@ -235,18 +240,41 @@ def worthiest(logits):
     return d, best
 
 # %% ../nbs/09b_fine_head.ipynb #044
-def fine_detections(head, maps, i=0, threshold=0.05, per_image=1000, iou=0.4, likeliest=False):
+UNLIKELY = 0.1                          # further guesses score at least this
+
+
+def further(logits, d, most):
+    """Up to `most` further boxes for where the boxes d (k, 4) miss: list of (distances (k, 4), worth added (k,)), from logits (k, 4, 9)."""
+    truth = drawn(logits)
+    each, missed, found = counted(truth, truth), 1 - counted(d[..., None], truth)[:, 0], []
+    for _ in range(most):
+        gain, at = (each * missed[:, None]).mean(-1).max(1)
+        found.append((truth.gather(2, at[:, None, None].expand(-1, 4, 1))[..., 0], gain))
+        missed = missed * (1 - each[torch.arange(len(at)), at])
+    return found
+
+# %% ../nbs/09b_fine_head.ipynb #047
+def _placed(row, column, d, score, size):
+    """Rows x1, y1, x2, y2, score: float32 (k, 5), of boxes about pixels, clipped to an image of `size` (h, w)."""
+    xy = torch.stack((column, row), 1) + 0.5
+    boxes = boxlib.clip(torch.cat((xy - d[:, :2], xy + d[:, 2:]), 1).cpu().numpy().astype(np.float32), size[1], size[0])
+    return np.concatenate((boxes, score.cpu().numpy()[:, None]), 1).astype(np.float32)
+
+
+def fine_detections(head, maps, i=0, threshold=0.05, per_image=1000, iou=0.4, likeliest=False, guesses=1):
     """Detections of image i: float32 array (n, 5) x1, y1, x2, y2, score, by falling score, half-open pixels, suppressed at `iou`.
 
-    threshold: of the class score at a peak. likeliest: report the likeliest sides and the class score, instead of the box worth most and its score.
+    threshold: of the class score at a peak. guesses: boxes a peak may report. likeliest: report one box of the likeliest sides with the class score instead.
     """
-    h, w = maps.classes.shape[-2:]
+    size = maps.classes.shape[-2:]
     score, row, column = peaks(maps.classes[i, 0].float(), threshold, max(2000, per_image))
     logits = head.sides(maps, torch.full_like(row, i), row, column)
-    if likeliest: d = measured(logits)
-    else: d, value = worthiest(logits); score = (score * value).sqrt()
-    xy = torch.stack((column, row), 1) + 0.5
-    boxes = boxlib.clip(torch.cat((xy - d[:, :2], xy + d[:, 2:]), 1).cpu().numpy().astype(np.float32), w, h)
-    found = np.concatenate((boxes, score.cpu().numpy()[:, None]), 1).astype(np.float32)
-    found = found[(found[:, 2:4] > found[:, :2]).all(1)]
-    return found[boxlib.nms(found[:, :4], found[:, 4], iou)[:per_image]]
+    d, value = (measured(logits), score) if likeliest else worthiest(logits)
+    found = _placed(row, column, d, score if likeliest else (score * value).sqrt(), size)
+    kept = boxlib.nms(found[:, :4], found[:, 4], iou); found = found[kept]
+    if guesses > 1 and not likeliest:
+        unsure = torch.from_numpy(kept).to(row.device)
+        more = [_placed(row[unsure], column[unsure], d, (score[unsure] * gain).sqrt(), size) for d, gain in further(logits[unsure], d[unsure], guesses - 1)]
+        found = np.concatenate([found] + [m[m[:, 4] >= UNLIKELY] for m in more])
+        found = found[np.argsort(-found[:, 4], kind="stable")]
+    return found[:per_image]

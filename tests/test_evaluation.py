@@ -212,3 +212,4 @@ def test_four_looks_are_the_mean_of_four():
 def test_only_fine_heads_look_four_times():
     model = bafenet.build("bafe-small").eval()
     with pytest.raises(InputError, match="bafe-small.*fine head"): evaluation.predict(model, scenes.scene(0).image, reflections=True)
+    with pytest.raises(InputError, match="bafe-small.*guesses"): evaluation.predict(model, scenes.scene(0).image, guesses=2)

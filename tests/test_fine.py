@@ -122,6 +122,31 @@ def test_worth_by_hand():
     assert np.isclose(found.item(), (1 / (1 + np.exp(-5.0)) + 0.5) / 2)
 
 
+def test_a_second_guess_covers_what_the_first_misses():
+    """A target of one row, 2 or 6 pixels wide with chances 0.6 and 0.4: the first box is the narrow one, the second the wide one, and their worths are near those chances."""
+    logits = torch.full((1, 4, len(REACH)), -50.0); logits[:, (1, 3), 0] = 50; logits[:, 0, 0] = 50
+    logits[0, 2, 1], logits[0, 2, 5] = np.log(0.6), np.log(0.4)
+    d, value = fine.worthiest(logits)
+    (second, gain), (_, third) = fine.further(logits, d, 2)
+    assert d[0, 2] in (1.5, 2.0) and second[0].tolist() == [0.5, 0.5, 6.0, 0.5]
+    assert abs(value.item() - 0.6) < 0.1 and abs(gain.item() - 0.4) < 0.1 and third < 0.05     # the step is soft, the draws are 64
+    assert fine.further(logits[:0], d[:0], 2)[1][1].shape == (0,)
+
+
+def test_further_guesses_come_last_and_change_no_first_one():
+    torch.manual_seed(0)
+    head = fine.FineHead(fine.FineConfig(8, 8)).eval()
+    with torch.inference_mode():
+        maps = head(torch.randn(1, 8, 16, 16), torch.randn(1, 1, 32, 32))
+        maps = maps._replace(classes=3 * torch.randn(1, 1, 32, 32))
+        one, three = (fine.fine_detections(head, maps, guesses=g) for g in (1, 3))
+    assert len(one) < len(three) <= 3 * len(one) and (np.diff(three[:, 4]) <= 0).all()
+    first = {tuple(row) for row in one.tolist()}
+    assert first <= {tuple(row) for row in three.tolist()}, "each first guess is still there"
+    rest = np.array([row for row in three.tolist() if tuple(row) not in first])
+    assert (rest[:, 4] >= fine.UNLIKELY).all() and (rest[:, 2:4] > rest[:, :2]).all()
+
+
 def test_worthiest_moves_only_for_more_worth():
     torch.manual_seed(0); logits = torch.randn(200, 4, 9) * 2
     d, value = fine.worthiest(logits); before = fine.measured(logits); truth = fine.drawn(logits)
