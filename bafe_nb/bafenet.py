@@ -137,10 +137,11 @@ def build(preset):
 # %% ../nbs/10_bafenet.ipynb #032
 def _conv_cost(args, out): return args[1].numel() * out.numel() // out.shape[1]
 def _linear_cost(args, out): return args[1].numel() * out.numel() // out.shape[-1]
+def _product_cost(args, out): return args[1].numel() * out.shape[-1]
 def _value_cost(factor): return lambda args, out: factor * out.numel()
 
 
-COSTS = {torch.conv2d: _conv_cost, F.linear: _linear_cost, F.batch_norm: _value_cost(2), F.group_norm: _value_cost(5), F.interpolate: _value_cost(1)}
+COSTS = {torch.conv2d: _conv_cost, F.linear: _linear_cost, torch.baddbmm: _product_cost, F.batch_norm: _value_cost(2), F.group_norm: _value_cost(5), F.interpolate: _value_cost(1)}
 
 # %% ../nbs/10_bafenet.ipynb #035
 class Counting(TorchFunctionMode):

@@ -3,11 +3,12 @@
 # %% auto #0
 __all__ = ['CENTRAL', 'HALF_PIXEL', 'EVERY_PIXEL', 'REACH', 'EXACT', 'WINDOW', 'CELL', 'FAINTEST', 'FINE_WEIGHTS', 'RARE', 'LOUD',
            'DRAWS', 'SLOPE', 'NUDGE', 'UNLIKELY', 'central', 'quality_focal', 'side_loss', 'measured', 'windows',
-           'views', 'FineConfig', 'FineMaps', 'FineHead', 'target_mask_loss', 'fine_losses', 'peaks', 'drawn',
-           'counted', 'worth', 'worthiest', 'further', 'fine_detections']
+           'views', 'FineConfig', 'FineMaps', 'SubPixelConv', 'FineHead', 'target_mask_loss', 'fine_losses', 'peaks',
+           'drawn', 'counted', 'worth', 'worthiest', 'further', 'fine_detections']
 
 # %% ../nbs/09b_fine_head.ipynb #002
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -117,7 +118,18 @@ class FineMaps(NamedTuple):
     features: torch.Tensor
     pixels: torch.Tensor
 
-# %% ../nbs/09b_fine_head.ipynb #028
+# %% ../nbs/09b_fine_head.ipynb #029
+class SubPixelConv(nn.Conv2d):
+    """1x1 convolution and pixel shuffle: float (n, channels_in, h, w) -> (n, channels, finer h, finer w)."""
+
+    def __init__(self, channels_in, channels, finer): super().__init__(channels_in, channels * finer ** 2, 1); self.finer = finer
+
+    def forward(self, x):
+        (n, c, h, w), f = x.shape, self.finer
+        planes = torch.baddbmm(self.bias[:, None], self.weight.view(1, -1, c).expand(n, -1, -1), x.flatten(2))
+        return planes.view(n, -1, f, f, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, -1, f * h, f * w)
+
+# %% ../nbs/09b_fine_head.ipynb #031
 class FineHead(nn.Module):
     """Class, target-mask and sky maps from features (n, in_channels, ceil(h/2), ceil(w/2)) and the normalised image (n, 1, h, w) -> `FineMaps`; `sides` reads boxes."""
 
@@ -128,7 +140,7 @@ class FineHead(nn.Module):
         if c.sky:
             self.sky_conv = ConvNorm(c.in_channels, c.channels, "batch")
             self.ChannelEx, self.conv_sky = exchanges.build(c.exchange, c.channels, c.p), nn.Conv2d(c.channels, 1, 1)
-        self.conv_target = nn.Conv2d(c.channels, 2 * c.finer ** 2, 1)
+        self.conv_target = SubPixelConv(c.channels, 2, c.finer)
         self.box = _box_branch(c)
         nn.init.normal_(self.conv_target.weight, std=0.01)
         with torch.no_grad(): self.conv_target.bias.view(2, -1)[0] = float(np.log(PRIOR / (1 - PRIOR)))
@@ -138,12 +150,12 @@ class FineHead(nn.Module):
         if self.config.sky:
             sky, target = self.ChannelEx(self.sky_conv(features), target)
             sky = self.conv_sky(sky)
-        maps = F.pixel_shuffle(self.conv_target(target), self.config.finer)[..., :h, :w]
+        maps = self.conv_target(target)[..., :h, :w]
         return FineMaps(maps[:, :1], maps[:, 1:], sky, features, pixels)
 
     def sides(self, maps, image, row, column): return _sides(self, maps, image, row, column)
 
-# %% ../nbs/09b_fine_head.ipynb #029
+# %% ../nbs/09b_fine_head.ipynb #032
 def _box_branch(c):
     """Perceptron from a cell's features, which of its pixels is meant, and the views, to the sides' logits."""
     inputs = c.in_channels + c.finer ** 2 + (3 * WINDOW ** 2 + 1 if c.look else 0)
@@ -157,7 +169,7 @@ def _sides(head, maps, image, row, column):
     if head.config.look: parts.append(views(maps.pixels.float(), image, row, column))
     return head.box(torch.cat(parts, 1)).view(-1, 4, len(REACH))
 
-# %% ../nbs/09b_fine_head.ipynb #032
+# %% ../nbs/09b_fine_head.ipynb #035
 FINE_WEIGHTS = {"class": 1.0, "box": 1.0, "sky": 0.2, "mask": 0.5}
 RARE, LOUD = 5.0, 10.0              # weight of a target pixel against a background pixel; of the cross-entropy against the soft Dice loss
 
@@ -168,7 +180,7 @@ def target_mask_loss(logits, truth):
     p = logits.sigmoid()
     return LOUD * entropy + 1 - (2 * shared((p * truth).sum()) + 1) / (shared(p.sum()) + shared(truth.sum()) + 1)
 
-# %% ../nbs/09b_fine_head.ipynb #033
+# %% ../nbs/09b_fine_head.ipynb #036
 def _class_loss(maps, place, positive, quality):
     """Quality focal loss over all locations that are not ignored, divided by the number of positives."""
     logits = maps.classes.float().flatten()
@@ -176,7 +188,7 @@ def _class_loss(maps, place, positive, quality):
     counted = torch.ones_like(logits); counted[place[~positive]] = 0
     return shared((quality_focal(logits, truth) * counted).sum()) / shared(positive.sum()).clamp(min=1)
 
-# %% ../nbs/09b_fine_head.ipynb #034
+# %% ../nbs/09b_fine_head.ipynb #037
 def fine_losses(head, maps, boxes, sky, targets):
     """Losses of a batch: dict of scalar tensors class, box, (sky,) mask, total, in float32.
 
@@ -194,7 +206,7 @@ def fine_losses(head, maps, boxes, sky, targets):
     parts["mask"] = target_mask_loss(maps.mask[:, 0].float(), targets.float())
     return parts | {"total": sum(FINE_WEIGHTS[name] * value for name, value in parts.items())}
 
-# %% ../nbs/09b_fine_head.ipynb #037
+# %% ../nbs/09b_fine_head.ipynb #040
 def peaks(classes, threshold, most):
     """Pixels of logits (h, w) over the score `threshold` that no neighbour exceeds: score, row, column, each (k,), the best `most` by falling score."""
     low = float(np.log(threshold / (1 - threshold))) if 0 < threshold < 1 else -np.inf
@@ -204,14 +216,17 @@ def peaks(classes, threshold, most):
     score, order = classes[row, column].sigmoid().sort(descending=True, stable=True)
     return score[:most], row[order[:most]], column[order[:most]]
 
-# %% ../nbs/09b_fine_head.ipynb #039
+# %% ../nbs/09b_fine_head.ipynb #042
 DRAWS, SLOPE, NUDGE = 64, 0.1, 0.5      # boxes drawn at a peak; width of the soft step in IoU; pixels that a side is tried out and in
+
+
+@lru_cache(1)
+def _points(): return torch.quasirandom.SobolEngine(4, scramble=True, seed=0).draw(DRAWS).T.contiguous()
 
 
 def drawn(logits):
     """Boxes drawn from the sides' probabilities: distances (k, 4, DRAWS) in pixels from logits (k, 4, 9)."""
-    points = torch.quasirandom.SobolEngine(4, scramble=True, seed=0).draw(DRAWS).T.to(logits.device)
-    sums = logits.softmax(-1).cumsum(-1)
+    points, sums = _points().to(logits.device), logits.softmax(-1).cumsum(-1)
     return logits.new_tensor(REACH)[torch.searchsorted(sums, points.expand(len(logits), 4, DRAWS).contiguous()).clamp(max=len(REACH) - 1)]
 
 
@@ -227,7 +242,7 @@ def worth(d, truth):
     """Worth (k, c) in (0, 1) of c boxes d (k, 4, c) when the truth is one of the boxes truth (k, 4, s), each as likely."""
     return counted(d, truth).mean(-1)
 
-# %% ../nbs/09b_fine_head.ipynb #040
+# %% ../nbs/09b_fine_head.ipynb #043
 def worthiest(logits):
     """Distances (k, 4) in pixels, and their worth (k,), from logits (k, 4, 9): the measured ones, each side in turn moved by NUDGE where that is worth more."""
     truth, d = drawn(logits), measured(logits)
@@ -239,7 +254,7 @@ def worthiest(logits):
         d[:, side] = torch.where(value > best + 1e-6, tried[:, side].gather(1, way[:, None])[:, 0], d[:, side]); best = best.maximum(value)
     return d, best
 
-# %% ../nbs/09b_fine_head.ipynb #044
+# %% ../nbs/09b_fine_head.ipynb #047
 UNLIKELY = 0.1                          # further guesses score at least this
 
 
@@ -253,7 +268,7 @@ def further(logits, d, most):
         missed = missed * (1 - each[torch.arange(len(at)), at])
     return found
 
-# %% ../nbs/09b_fine_head.ipynb #047
+# %% ../nbs/09b_fine_head.ipynb #050
 def _placed(row, column, d, score, size):
     """Rows x1, y1, x2, y2, score: float32 (k, 5), of boxes about pixels, clipped to an image of `size` (h, w)."""
     xy = torch.stack((column, row), 1) + 0.5

@@ -411,6 +411,12 @@ def description(config, data):
         imagenet=config.imagenet, images=len(data), names=hashlib.sha256(names.encode()).hexdigest()[:16])))
 
 
+def _completed(before):
+    """A configuration as it was written, with the defaults of the fields of Schedule that did not exist then."""
+    fields = {f.name: f.default for f in dataclasses.fields(Schedule) if f.default is not dataclasses.MISSING}
+    return before | dict(schedule=json.loads(json.dumps(fields)) | before["schedule"]) if isinstance(before.get("schedule"), dict) else before
+
+
 def _difference(a, b, where=""):
     """Name of the first field in which two nested dictionaries differ with both values as words, or None."""
     for key in {**a, **b}:
@@ -682,7 +688,7 @@ def _claim(out, now, resume):
         if not resume: raise InputError(f"{out} holds a run: resume it, or choose another folder")
         try: before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError: raise InputError(f"{path} is no JSON: choose another folder") from None
-        changed = _difference(before, now)
+        changed = _difference(_completed(before), now)
         if changed: raise InputError(f"{out} holds another run: {changed}; resume with the configuration it began with, or choose another folder")
     else: write_whole(path, json.dumps(now, indent=1).encode())
 

@@ -509,3 +509,14 @@ def test_bad_input_is_one_line_from_a_loader_process_too(tmp_path, workers):
 def test_no_gpu_is_said(tmp_path):
     if torch.cuda.is_available(): pytest.skip("a GPU is at hand")
     with pytest.raises(InputError, match="no GPU is at hand"): training.train(config(device="cuda"), scenes.Scenes(4), tmp_path / "run", progress=False)
+
+
+def test_a_run_from_before_a_field_existed_goes_on(tmp_path):
+    """Schedule.stretch came later: config.json without it means its default, and no other value."""
+    config = training.TrainConfig(TINY, SHORT, threads=1, device="cpu")
+    training.begin(config, scenes.Scenes(4), tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    old = json.loads(path.read_text()); del old["schedule"]["stretch"]; path.write_text(json.dumps(old))
+    training.begin(config, scenes.Scenes(4), tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match="stretch was 0.0 and is now 0.5"):
+        training.begin(dataclasses.replace(config, schedule=dataclasses.replace(SHORT, stretch=0.5)), scenes.Scenes(4), tmp_path / "run", resume=True)
