@@ -174,6 +174,17 @@ def test_paper_model_on_real_images(data):
 WEIGHTS = Path(__file__).parent.parent / "weights" / "bafe-hr-nano.safetensors"
 
 
+@pytest.mark.parametrize("name, most", [("bafe-hr-nano", 1_000_000), ("bafe-hr", 8_000_000)])
+def test_the_weights_of_the_repository_find_targets(name, most):
+    path = WEIGHTS.with_name(f"{name}.safetensors")
+    model, _ = evaluation.read_model(path)
+    assert model.preset == bafenet.PRESETS[name] and path.stat().st_size <= most
+    some = scenes.Scenes(3)
+    found, _ = evaluation.predict_all(model, some, False)
+    hit = [boxes.iou(s.boxes, found[s.name].detections[:, :4]).max(1, initial=0) >= 0.5 for s in some]
+    assert np.concatenate(hit).mean() > 0.8, "scenes, which it never saw"
+
+
 @pytest.mark.parametrize("side", [(256, 256), (201, 133)])
 def test_four_looks_answer_alike_for_every_reflection(side):
     """The average over four reflections turns with the image, boxes and masks. The draws behind the box worth most do not, so the likeliest is asked for."""
