@@ -457,8 +457,9 @@ def cost_against_score(rows):
             ax.plot([p[column] for p in mine], [p[2] for p in mine], mark, color=colour, mec="0.2", mew=.4, ms=8 if mark == "*" else 3.5, label=kind, alpha=.9)
         for p in points:
             left = p[0] == "BAFE-Net ResNet18"
+            under = p[1] == "this suite" and any(q[1] == p[1] and q[column] < p[column] and abs(q[2] - p[2]) < 0.05 for q in points)   # clear of the name to its left
             if left or p[1] == "this suite" or "AdaScope" in p[0]:
-                ax.annotate(p[0], (p[column], p[2]), xytext=(-5, 4) if left else (5, 4), ha="right" if left else "left", textcoords="offset points", fontsize=6)
+                ax.annotate(p[0], (p[column], p[2]), xytext=(-5, 4) if left else (5, -9 if under else 4), ha="right" if left else "left", textcoords="offset points", fontsize=6)
         ax.set(xscale="log", xlabel=word, ylim=(0, 1))
     axes[0].set_ylabel("mAP07, paper protocol"); axes[0].legend(frameon=False, loc="upper right")
     return fig
