@@ -267,7 +267,7 @@ def front(rows):
         for row in sorted(ours(rows, split, data), key=lambda r: r.get("map12_corrected") or 0):
             if row["method"] != "untrained": mine.append(dict(row, images=data, command=f"`{_command(rows, row['method'], data)}`"))
     return Table("front", "Detectors of clustered infrared small targets", FRONT, tuple(best + mine),
-                 "Published rows: best of 20 epochs, chosen on the test images. Ours: last epoch, test images scored once per run; mean ± sample standard deviation where there are several seeds.")
+                 "Published rows: best of 20 epochs, chosen on the test images. Ours: last epoch, test images scored once per run and way of reading; mean ± sample standard deviation where there are several seeds.")
 
 
 def _command(rows, preset, data):
