@@ -288,7 +288,8 @@ def fine_detections(head, maps, i=0, threshold=0.05, per_image=1000, iou=0.4, li
     found = _placed(row, column, d, score if likeliest else (score * value).sqrt(), size)
     kept = boxlib.nms(found[:, :4], found[:, 4], iou); found = found[kept]
     if guesses > 1 and not likeliest:
-        unsure = torch.from_numpy(kept).to(row.device)
+        kept = torch.from_numpy(kept).to(row.device)
+        unsure = kept[score[kept] * (1 - value[kept]) >= UNLIKELY ** 2]      # w2 <= 1 - w1: no other can reach UNLIKELY
         more = [_placed(row[unsure], column[unsure], d, (score[unsure] * gain).sqrt(), size) for d, gain in further(logits[unsure], d[unsure], guesses - 1)]
         found = np.concatenate([found] + [m[m[:, 4] >= UNLIKELY] for m in more])
         found = found[np.argsort(-found[:, 4], kind="stable")]

@@ -115,8 +115,8 @@ SCHEDULES = {s.name: s for s in (
     Schedule("paper", epochs=20, repeats=3, batch=2, optimiser="dadapt-adam", lr=1.0, weight_decay=0.05, policy="step", milestones=(8, 16), factor=0.1,
              warm_up=500, warm_up_factor=1 / 3, squeeze=512, crop=None, flips="horizontal", paste="paper", boxes="paper", average=None, clip=None),
     Schedule("small", epochs=4, batch=4, lr=6e-3, policy="one-cycle", warm_up=0.2, crop=96, focus=0.8, average=0.99),
-    Schedule("hr", epochs=32, batch=2, optimiser="muon", lr=6e-3, weight_decay=0.02, crop=256, focus=0.8, real=0.3, gain=0.1, offset=5.0),
-    Schedule("broad", epochs=28, batch=2, optimiser="muon", lr=6e-3, weight_decay=0.02, crop=256, focus=0.8, real=0.3, gain=0.1, offset=5.0, stretch=0.3))}
+    Schedule("hr", epochs=32, batch=2, optimiser="muon", lr=6e-3, weight_decay=0.02, crop=256, focus=0.8, real=0.3, gain=0.1, offset=5.0))}
+SCHEDULES["broad"] = dataclasses.replace(SCHEDULES["hr"], name="broad", epochs=28, stretch=0.3)
 
 
 def schedule_of(preset):
