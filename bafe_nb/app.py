@@ -6,8 +6,8 @@
 __all__ = ['Wrong', 'DATA', 'SPLIT', 'PROTOCOL', 'THRESHOLD', 'JSON', 'LEDGER', 'REFLECTIONS', 'GUESSES', 'SEED', 'VERBS',
            'DATA_VERBS', 'Parser', 'number', 'device', 'output_folder', 'table_file', 'output_file', 'dataset',
            'data_name', 'fetch', 'verify', 'stats', 'train', 'evaluate', 'score', 'annotated', 'detect',
-           'import_official', 'presets', 'reproduce', 'bench', 'ladder', 'sweep', 'endure', 'faithful', 'write_tables',
-           'write_figures', 'show_demos', 'parser', 'main']
+           'import_official', 'presets', 'reproduce', 'bench', 'ladder', 'sweep', 'endure', 'masks', 'faithful',
+           'write_tables', 'write_figures', 'show_demos', 'parser', 'main']
 
 # %% ../nbs/25_running.ipynb #002
 import argparse
@@ -303,13 +303,24 @@ def endure(args):
         print(f"{row['condition']:16} recall {row['recall']:.3f}" + (f", of {row['new']} new targets {row['recall_new']:.3f}" if row["new"] else ""))
         if args.ledger: ledger.append(args.ledger, dict(kind="robustness", preset=name, seed=seed, split=args.split, data=data_name(args.data, data)) | row | ledger.stamp(args.command))
 
-# %% ../nbs/25_running.ipynb #036
+# %% ../nbs/25_running.ipynb #035
+def masks(args):
+    """bafe masks RUN|WEIGHTS: Pd, Fa and IoU of the target masks from generous to strict (notebook 12), one ledger row a level."""
+    from bafe_nb import evaluation, ledger
+    model, seed, data = evaluation.read_model(_there(args.model))[0], evaluation.seed_of(args.model), dataset(args.data, args.split)
+    name = model.preset.name + ", four reflections" * args.reflections
+    for level, t in evaluation.mask_levels(model, data, reflections=args.reflections).items():
+        print(f"p over {level:.2f}   Pd {t.pd:.4f}   Fa {t.fa:.2e}   IoU {t.iou:.4f}")
+        row = dict(kind="masks", preset=name, seed=seed, data=data_name(args.data, data), split=args.split, images=len(data), threshold=level, pd_mask=t.pd, fa_mask=t.fa, pixel_iou=t.iou)
+        if args.ledger: ledger.append(args.ledger, row | ledger.stamp(args.command))
+
+# %% ../nbs/25_running.ipynb #037
 def faithful(args):
     """bafe faithful run|pack|unpack|speed: the paper's schedule in pieces of a few minutes that resume each other, the dataset in parts, and the speed (notebook 26)."""
     from bafe_nb import faithful as runs
     runs.COMMANDS[args.what](args)
 
-# %% ../nbs/25_running.ipynb #037
+# %% ../nbs/25_running.ipynb #038
 def write_tables(args):
     """bafe tables: every table from the ledger, as CSV, Markdown and LaTeX."""
     from bafe_nb import background, bafenet, ledger, tables
@@ -327,13 +338,13 @@ def write_figures(args):
     pictures.style()
     for path in figures.build(args.results, args.out, args.data or densesirst.find_root()): print(path)
 
-# %% ../nbs/25_running.ipynb #038
+# %% ../nbs/25_running.ipynb #039
 def show_demos(args):
     """bafe demo: the demos of notebook 30 as an app in the browser, on this machine only, until Ctrl-C."""
     from bafe_nb import demo
     demo.serve(args.port)
 
-# %% ../nbs/25_running.ipynb #040
+# %% ../nbs/25_running.ipynb #041
 DATA = ("--data", dict(metavar="DIR", help="SIRSTdevkit folder, or the word scenes; default: BAFE_DATA"))
 SPLIT = ("--split", dict(default="test_v2", help="test_v2, val_v2, train_v2 or trainval_v2"))
 PROTOCOL = ("--protocol", dict(default="corrected", choices=("paper", "corrected")))
@@ -344,7 +355,7 @@ REFLECTIONS = ("--reflections", dict(action="store_true", help="average over fou
 GUESSES = ("--guesses", dict(type=number(int, 1), default=1, help="boxes that a peak may report (presets bafe-hr)"))
 SEED = ("--seed", dict(type=number(int, 0), default=0))
 
-# %% ../nbs/25_running.ipynb #041
+# %% ../nbs/25_running.ipynb #042
 VERBS = {
     "train": (train, [("preset", {}), DATA, ("--out", dict(required=True, metavar="RUN", type=output_folder)), ("--resume", dict(action="store_true")), SEED, ("--split", dict(default="trainval_v2")),
                       ("--schedule", dict(help="name in training.SCHEDULES; default: the preset's own")), ("--epochs", dict(type=number(int, 1))), ("--repeats", dict(type=number(int, 1))), ("--batch", dict(type=number(int, 1))),
@@ -361,6 +372,7 @@ VERBS = {
     "ladder": (ladder, [DATA, ("--out", dict(default="runs/ladder", metavar="DIR", type=output_folder)), ("--seeds", dict(type=number(int, 1), default=3)), ("--ledger", dict(default="results/ledger.csv", type=table_file))]),
     "sweep": (sweep, [DATA, ("--out", dict(default="runs/ablation", metavar="DIR", type=output_folder)), ("--results", dict(default="results", help="folder of the ledger and of the draws"))]),
     "endure": (endure, [("model", dict(metavar="RUN|WEIGHTS|METHOD")), DATA, SPLIT, LEDGER]),
+    "masks": (masks, [("model", dict(metavar="RUN|WEIGHTS")), DATA, SPLIT, REFLECTIONS, LEDGER]),
     "tables": (write_tables, [("--ledger", dict(default="results/ledger.csv", type=table_file)), ("--out", dict(default="figures", type=output_folder))]),
     "figures": (write_figures, [("--results", dict(default="results")), ("--out", dict(default="figures", type=output_folder)), DATA]),
     "demo": (show_demos, [("--port", dict(type=int, default=8866, help="8866; 0: any free one"))])}
@@ -369,13 +381,13 @@ DATA_VERBS = {
     "verify": (verify, [("dir", {})]),
     "stats": (stats, [("dir", {}), JSON, LEDGER])}
 
-# %% ../nbs/25_running.ipynb #042
+# %% ../nbs/25_running.ipynb #043
 VERBS["faithful"] = (faithful, [("what", dict(choices=("run", "pack", "unpack", "speed"))), DATA, ("--out", dict(metavar="DIR", help="runs/faithful; pack: data/packed; unpack: data/unpacked")),
     ("--minutes", dict(type=number(float, 0), default=9.0, help="of this call; the same call goes on")), ("--only", dict(metavar="PRESET")), ("--parts", dict(type=number(int, 1), default=8)),
     ("--epochs", dict(type=number(int, 1))), ("--repeats", dict(type=number(int, 1))), ("--squeeze", dict(type=number(int, 32), help="side in pixels")), ("--imagenet", dict(metavar="FILE")), ("--device", dict(default="auto", type=device)),
     ("--workers", dict(type=number(int, 0), help="loader processes")), ("--compile", dict(action="store_true")), ("--commit", dict(help="of the code, where there is no git")), LEDGER])
 
-# %% ../nbs/25_running.ipynb #043
+# %% ../nbs/25_running.ipynb #044
 def _add(parsers, verbs):
     """Fill sub-parsers from a table of verbs."""
     for name, (function, words) in verbs.items():
@@ -394,7 +406,7 @@ def parser():
     _add(data.add_subparsers(metavar="verb", required=True, parser_class=Parser), DATA_VERBS)
     return main
 
-# %% ../nbs/25_running.ipynb #044
+# %% ../nbs/25_running.ipynb #045
 def main(words=None):
     """Run `bafe` with a list of words (default: the command line); returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     words = sys.argv[1:] if words is None else list(words)
@@ -409,5 +421,5 @@ def main(words=None):
         return 130
     return 2
 
-# %% ../nbs/25_running.ipynb #046
+# %% ../nbs/25_running.ipynb #047
 if __name__ == "__main__" and __spec__: sys.exit(main())

@@ -7,7 +7,7 @@ __all__ = ['COLUMN', 'PAGE', 'PRINT', 'BINS', 'AXES', 'TINTS', 'LINES', 'FILTERS
            'save', 'window', 'gallery', 'brightness_rank', 'histograms', 'histogram', 'bagcp_pipeline', 'block',
            'arrow', 'chain', 'architecture', 'exchange_picture', 'verdict', 'qualitative', 'precision_recall',
            'read_losses', 'losses', 'standings', 'ladder', 'timed', 'score_against_time', 'cost_points',
-           'cost_against_score', 'Waiting', 'Material', 'curves', 'listing', 'build']
+           'cost_against_score', 'mask_lines', 'masks_by_level', 'Waiting', 'Material', 'curves', 'listing', 'build']
 
 # %% ../nbs/22_figures.ipynb #002
 import csv
@@ -465,6 +465,26 @@ def cost_against_score(rows):
     return fig
 
 # %% ../nbs/22_figures.ipynb #063
+def mask_lines(rows):
+    """preset -> list of (level p, Pd, Fa, IoU), each a mean over seeds, from ledger rows of kind "masks" on DenseSIRST test_v2."""
+    rows = [r for r in rows if r.get("kind") == "masks" and r.get("data") == "DenseSIRST" and r.get("split") == "test_v2"]
+    lines = ledger.summarise(rows, ("preset", "threshold"), ("pd_mask", "fa_mask", "pixel_iou"))
+    return {name: sorted((r["threshold"], r["pd_mask"], r["fa_mask"], r["pixel_iou"]) for r in lines if r["preset"] == name) for name in dict.fromkeys(r["preset"] for r in lines)}
+
+
+def masks_by_level(rows):
+    """Pd and IoU against Fa of target masks on test_v2, one line a preset over all levels, beside the published segmentation networks."""
+    fig, axes = plt.subplots(1, 2, figsize=(PAGE, 2.4), sharex=True)
+    for k, (name, line) in enumerate(mask_lines(rows).items()):
+        for ax, column in ((axes[0], 1), (axes[1], 3)):
+            ax.plot([1e6 * at[2] for at in line], [100 * at[column] for at in line], "osD^vP"[k % 6] + ["-", "--", ":", "-."][k % 4], ms=3, label=name)
+    for r, mark in zip(tables.published("segmentation"), "X*"):
+        for ax, key in ((axes[0], "pd_percent"), (axes[1], "iou_percent")): ax.plot(r["fa_1e-6"], r[key], mark, color="0.35", ms=6, ls="none", label=r["method"] + ", published")
+    for ax, word in zip(axes, ("Pd (%)", "pixel IoU (%)")): ax.set(xscale="log", xlabel="Fa (false pixels in a million)", ylabel=word)
+    axes[1].legend(frameon=False, loc="lower right")
+    return fig
+
+# %% ../nbs/22_figures.ipynb #066
 class Waiting(Exception):
     """What a figure needs and has not got, in words."""
 
@@ -490,7 +510,7 @@ class Material:
         if not there: raise Waiting("results/detections holds no detections (bafe evaluate ... --detections)")
         return {name: scores.read_detections(there[name]) for part in SHOWN_METHODS for name in [next((n for n in part if n in there), None)] if name}
 
-# %% ../nbs/22_figures.ipynb #064
+# %% ../nbs/22_figures.ipynb #067
 SHOWN = ("S4_1", "S7_57", "Misc_20")   # test images of the qualitative figure
 SHOWN_METHODS = (("top_hat",), ("paper-r18", "paper-r18-july", "paper-r50"), ("bafe-hr", "bafe-hr-nano", "bafe-small"))   # the first of each that has detections
 
@@ -507,7 +527,7 @@ def _threshold(rows, preset):
     if not said: raise InputError(f"{preset}: detections without a ledger row; run bafe evaluate {preset} --ledger first")
     return said[-1]
 
-# %% ../nbs/22_figures.ipynb #065
+# %% ../nbs/22_figures.ipynb #068
 def _counted(m):
     """Rows of results/target_histograms.csv; counted from all images and written there when the file is missing."""
     path = m.results / "target_histograms.csv"
@@ -525,7 +545,7 @@ def _pasting(m):
     train = DenseSIRST(m.root, "trainval_v2")
     return next(s for s in (train[i] for i in range(len(train))) if len(s.boxes) > 12 and s.sky.mean() > .5 and s.image[s.sky].std() > 8)
 
-# %% ../nbs/22_figures.ipynb #066
+# %% ../nbs/22_figures.ipynb #069
 def _with(rows, kind):
     """The rows, or Waiting where none is of that kind."""
     if not any(r.get("kind") == kind for r in rows): raise Waiting(f"the ledger has no row of kind {kind}")
@@ -538,7 +558,7 @@ def _shown(m):
     if not shown: raise Waiting(f"none of {', '.join(SHOWN)} is among the images at hand")
     return qualitative(shown, m.found, {name: _threshold(m.rows, name) for name in m.found})
 
-# %% ../nbs/22_figures.ipynb #067
+# %% ../nbs/22_figures.ipynb #070
 FIGURES = dict(   # name -> (what draws it, caption)
     gallery=(lambda m: gallery([m.test[i * len(m.test) // 4] for i in range(4)]), "Four test images of DenseSIRST with sky mask and targets, and the densest window of 48 pixels of each."),
     target_size=(lambda m: histogram(_counted(m), "size"), "Longer side of the targets of DenseSIRST, real and pasted apart."),
@@ -554,9 +574,10 @@ FIGURES = dict(   # name -> (what draws it, caption)
     ladder=(lambda m: ladder(_with(m.rows, "ladder")), "mAP12 on test_v2, one change a rung, one network, one budget; a stroke a seed, means joined."),
     background=(lambda m: background.forest(background.comparisons(_with(m.rows, "ablation"), m.results)), "What each idea of the paper adds to bafe-hr-nano in a short budget (notebook 23): mean over seeds and 95 % interval over images and seeds, test_v2, corrected protocol. Filled: the interval leaves zero out."),
     score_against_time=(lambda m: score_against_time(_with(m.rows, "train")), "mAP07 (corrected protocol) against seconds of training, one point a run; devices differ, the ledger names them."),
+    masks=(lambda m: masks_by_level(_with(m.rows, "masks")), "Target masks on test_v2 from generous (right) to strict (left): Pd and pixel IoU against false pixels, means over seeds, beside the published segmentation networks at their one level."),
     cost_against_score=(lambda m: cost_against_score(m.rows), "mAP07 under the paper protocol against operations and parameters: published detectors and this suite's presets."))
 
-# %% ../nbs/22_figures.ipynb #068
+# %% ../nbs/22_figures.ipynb #071
 def listing(drawn, waiting, folder):
     """Markdown list of all figures: picture and caption of each that is in `folder`, and what the others wait for (name -> words)."""
     parts = ["**Figures of this suite**\n", "Each as PNG and SVG, written by `bafe figures`.\n"]

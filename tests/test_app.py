@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from bafe_nb import app, bafenet, densesirst, ledger, scenes, scores
+from bafe_nb import app, bafenet, densesirst, evaluation, ledger, scenes, scores
 
 
 @pytest.fixture()
@@ -173,6 +173,17 @@ def test_train_evaluate_and_resume_from_the_command_line(bafe, tmp_path):
     row = json.loads((tmp_path / "row.json").read_text())
     assert row["preset"] == "bafe-small" and row["protocol"] == "corrected" and 0 <= row["map12"] <= 1 and row["sky_iou"] is not None
     scores.read_detections(tmp_path / "found.json")
+
+
+def test_masks_write_a_row_a_level(bafe, devkit, weights, tmp_path):
+    nano = Path(__file__).parent.parent / "weights" / "bafe-hr-nano.safetensors"
+    status, out, err = bafe("masks", nano, "--data", devkit[0], "--ledger", tmp_path / "l.csv")
+    assert status == 0, err
+    rows = ledger.read(tmp_path / "l.csv")
+    assert [r["threshold"] for r in rows] == list(evaluation.LEVELS) and all(r["kind"] == "masks" and r["split"] == "test_v2" and r["images"] == 2 for r in rows)
+    assert all(f"Pd {r['pd_mask']:.4f}" in out for r in rows) and rows[0]["pd_mask"] > 0.8
+    refused(bafe("masks", weights, "--data", devkit[0], "--ledger", tmp_path / "none.csv"), "bafe-small")
+    assert not (tmp_path / "none.csv").exists()
 
 
 def test_the_installed_command_exits_with_2_and_one_line(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bafe_nb import bafenet, boxes, densesirst, evaluation, head, scenes, scores, training
+from bafe_nb import bafenet, boxes, densesirst, evaluation, fine, head, scenes, scores, training
 from bafe_nb.boxes import InputError
 
 COARSE = bafenet.PRESETS["bafe-small"]                                      # one location every two pixels
@@ -224,3 +224,29 @@ def test_only_fine_heads_look_four_times():
     model = bafenet.build("bafe-small").eval()
     with pytest.raises(InputError, match="bafe-small.*fine head"): evaluation.predict(model, scenes.scene(0).image, reflections=True)
     with pytest.raises(InputError, match="bafe-small.*guesses"): evaluation.predict(model, scenes.scene(0).image, guesses=2)
+
+
+def test_masks_by_level_start_at_the_masks_of_predict_and_shrink():
+    model, few = evaluation.read_model(Path(__file__).parent.parent / "weights" / "bafe-hr-nano.safetensors")[0], scenes.Scenes(5)
+    levels = evaluation.mask_levels(model, few, progress=False)
+    drawn = scores.pd_fa([evaluation.predict(model, few[i]).mask for i in range(5)], [few[i].targets for i in range(5)])
+    assert levels[evaluation.LEVELS[0]] == drawn and drawn.targets == sum(len(scores.components(few[i].targets)[1]) for i in range(5))
+    areas = [t.united for t in levels.values()]
+    assert areas == sorted(areas, reverse=True) and areas[-1] < areas[0]
+    assert evaluation.mask_levels(model, few, (0.5,), reflections=True, progress=False)[0.5] != levels[0.5]
+
+
+def test_a_level_is_the_share_behind_the_weight_of_the_loss():
+    """Rigged logits log(RARE): p is one half there, so a level just below keeps those pixels and one just above drops them."""
+    class Half(torch.nn.Module):
+        def __init__(self): super().__init__(); self.preset, self.anchor, self.bbox_head = BASE, torch.nn.Parameter(torch.zeros(1)), None
+        def normalise(self, images): return images[:, None].float()
+        def forward(self, x): return fine.FineMaps(x, torch.where(x > 200, float(np.log(fine.RARE)), -9.0), None, x, x)
+    sample = scenes.scene(6)
+    lit = dataclasses.replace(sample, image=np.where(sample.targets, 250, 20).astype(np.uint8))
+    below, above = evaluation.mask_levels(Half(), [lit], (0.49, 0.51), progress=False).values()
+    assert below.iou == 1 and below.pd == 1 and below.fa == 0 and above.iou == 0
+
+
+def test_only_fine_heads_have_levels():
+    with pytest.raises(InputError, match="bafe-small"): evaluation.mask_levels(bafenet.build("bafe-small").eval(), scenes.Scenes(1))

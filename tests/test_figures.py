@@ -140,6 +140,16 @@ def test_a_preset_that_changed_since_its_training_is_not_drawn():
         assert sum(point[1] == "this suite" for point in figures.cost_points(rows)) == drawn
 
 
+def test_a_line_of_masks_is_the_mean_over_seeds_in_order_of_levels():
+    row = lambda seed, p, pd, **more: dict(kind="masks", data="DenseSIRST", split="test_v2", preset="x", seed=seed, threshold=p, pd_mask=pd, fa_mask=1e-6 * seed, pixel_iou=.5) | more
+    rows = [row(1, .9, .6), row(1, .5, .8), row(3, .5, .9), row(3, .9, .7), row(5, .5, .1, split="val_v2"), row(5, .5, .1, kind="evaluate")]
+    (name, line), = figures.mask_lines(rows).items()
+    assert name == "x" and np.allclose(line, [(.5, .85, 2e-6, .5), (.9, .65, 2e-6, .5)])
+    left, right = figures.masks_by_level(rows).axes
+    assert np.allclose(left.lines[0].get_xydata(), [(2, 85), (2, 65)]) and np.allclose(right.lines[0].get_ydata(), 50)
+    assert np.allclose(left.lines[1].get_xydata(), [(8.52, 91.34)]) and np.allclose(right.lines[2].get_ydata(), 69.78)
+
+
 def test_what_has_no_source_is_said_and_not_drawn(tmp_path):
     drawn = {path.stem for path in figures.build(tmp_path / "results", tmp_path / "figures")}
     assert drawn == {"architecture", "architecture_hr", "exchange", "standings", "cost_against_score"}
