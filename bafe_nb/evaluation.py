@@ -86,7 +86,7 @@ def _joined(parts, axis):
 
 # %% ../nbs/12_evaluation.ipynb #017
 def _stitched(model, image, tile, halo):
-    """Maps of a large image from overlapping tiles: of each tile only the middle is kept, so every location is computed once and decided once."""
+    """Maps of a large image from overlapping tiles: of each tile only the middle is kept, so every location is kept once and decided once."""
     rows = []
     for top, bottom, y1, y2 in tiles(image.shape[0], tile, halo):
         row = []
@@ -222,7 +222,7 @@ def seed_of(source):
     """The seed of the run that wrote the weights at `source` (run folder or weights file), from config.json beside them; None where there is none."""
     return _configured(Path(source) / "x" if Path(source).is_dir() else Path(source), "seed")
 
-# %% ../nbs/12_evaluation.ipynb #046
+# %% ../nbs/12_evaluation.ipynb #047
 def predict_all(model, dataset, progress=True, **options):
     """Image name -> Prediction for all samples; options go to `predict`. Returns the dictionary and the mean milliseconds an image, without reading it.
 
@@ -240,7 +240,7 @@ def predict_all(model, dataset, progress=True, **options):
     if not everything: raise InputError("the dataset is empty: name a split with images")
     return dict(everything[i] for i in sorted(everything)), 1000 * sum(spent) / len(everything)
 
-# %% ../nbs/12_evaluation.ipynb #047
+# %% ../nbs/12_evaluation.ipynb #048
 def score(predictions, dataset, protocol="corrected", threshold=None):
     """The flat row of scores.evaluate for a dictionary of Predictions: detections, sky masks and target masks."""
     parts = {field: {name: getattr(p, field) for name, p in predictions.items()} for field in Prediction._fields}
@@ -260,7 +260,7 @@ def evaluate(source, dataset, protocol="corrected", threshold=None, progress=Tru
     row = dict(preset=name) | score(predictions, dataset, protocol, threshold) | dict(ms_per_image=round(ms, 2))
     return row, {name: p.detections for name, p in predictions.items()}
 
-# %% ../nbs/12_evaluation.ipynb #056
+# %% ../nbs/12_evaluation.ipynb #057
 LEVELS = (1 / 6, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)      # shares p; the first is where `predict` draws its masks
 
 

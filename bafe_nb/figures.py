@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
+from matplotlib.ticker import LogLocator
 
 from . import background, bafenet, bagcp, boxes, densesirst, exchange, ledger, pictures, scores, tables
 from .boxes import InputError
@@ -414,7 +415,7 @@ def timed(rows):
     for r in rows:
         if r.get("kind") == "ladder" or r.get("split") != "test_v2" or r.get("protocol") != "corrected" or not r.get("map07"): continue
         seconds = r.get("seconds") if r.get("kind") != "evaluate" else taken.get((r.get("preset"), r.get("seed")))
-        name = "Muon (notebook 23)" if r["kind"] == "ablation" else r.get("preset", r["kind"])
+        name = "bafe-hr-nano, short runs (notebook 23)" if r["kind"] == "ablation" else r.get("preset", r["kind"])
         if r.get("data", "DenseSIRST") == "DenseSIRST" and seconds: found.append((name, seconds, r["map07"]))
     return found
 
@@ -480,7 +481,9 @@ def masks_by_level(rows):
             ax.plot([1e6 * at[2] for at in line], [100 * at[column] for at in line], "osD^vP"[k % 6] + ["-", "--", ":", "-."][k % 4], ms=3, label=name)
     for r, mark in zip(tables.published("segmentation"), "X*"):
         for ax, key in ((axes[0], "pd_percent"), (axes[1], "iou_percent")): ax.plot(r["fa_1e-6"], r[key], mark, color="0.35", ms=6, ls="none", label=r["method"] + ", published")
-    for ax, word in zip(axes, ("Pd (%)", "pixel IoU (%)")): ax.set(xscale="log", xlabel="Fa (false pixels in a million)", ylabel=word)
+    for ax, word in zip(axes, ("Pd (%)", "pixel IoU (%)")):
+        ax.set(xscale="log", xlabel="Fa (false pixels in a million)", ylabel=word)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5))); ax.xaxis.set_major_formatter("{x:g}"); ax.xaxis.set_minor_formatter("")
     axes[1].legend(frameon=False, loc="lower right")
     return fig
 
@@ -572,7 +575,7 @@ FIGURES = dict(   # name -> (what draws it, caption)
     precision_recall=(lambda m: precision_recall(curves(m.found, m.test), f"test_v2, {len(m.test)} images"), "Precision against recall on test_v2, corrected protocol."),
     standings=(lambda m: standings(m.rows), "mAP07 on test_v2. Grey: published, paper protocol, best epoch chosen on the test images. Hatched: filters; dotted: networks of this suite, corrected protocol, last epoch."),
     ladder=(lambda m: ladder(_with(m.rows, "ladder")), "mAP12 on test_v2, one change a rung, one network, one budget; a stroke a seed, means joined."),
-    background=(lambda m: background.forest(background.comparisons(_with(m.rows, "ablation"), m.results)), "What each idea of the paper adds to bafe-hr-nano in a short budget (notebook 23): mean over seeds and 95 % interval over images and seeds, test_v2, corrected protocol. Filled: the interval leaves zero out."),
+    background=(lambda m: background.forest(background.comparisons(_with(m.rows, "ablation"), m.results)), "What each addition changes in bafe-hr-nano in a short budget (notebook 23), beside what it is added to: mean over seeds and 95 % interval over images and seeds, test_v2, corrected protocol. Filled: the interval leaves zero out. An arrow: the interval goes on beyond the panel."),
     score_against_time=(lambda m: score_against_time(_with(m.rows, "train")), "mAP07 (corrected protocol) against seconds of training, one point a run; devices differ, the ledger names them."),
     masks=(lambda m: masks_by_level(_with(m.rows, "masks")), "Target masks on test_v2 from generous (right) to strict (left): Pd and pixel IoU against false pixels, means over seeds, beside the published segmentation networks at their one level."),
     cost_against_score=(lambda m: cost_against_score(m.rows), "mAP07 under the paper protocol against operations and parameters: published detectors and this suite's presets."))

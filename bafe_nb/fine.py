@@ -89,7 +89,7 @@ class FineConfig:
     """A head with a location at every pixel on features at stride 2. Raises InputError for numbers that cannot be.
 
     in_channels: of the features. channels: of the two towers. exchange, p: as in head.HeadConfig. sky: without it there is no sky branch and no exchange.
-    look: the box branch sees pixels; without it features alone. hidden: width of the box branch. dropout: of its inputs' first layer, while training.
+    look: the box branch sees pixels; without it features alone. hidden: width of the box branch. dropout: after the first layer of the box branch, while training.
     """
     in_channels: int = 16
     channels: int = 16

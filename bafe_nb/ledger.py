@@ -60,8 +60,9 @@ def _value(text):
     if text == "": return None
     if text in ("True", "False"): return text == "True"
     for kind in (int, float):
-        try: return kind(text)
-        except ValueError: pass
+        try: value = kind(text)
+        except ValueError: continue
+        if _text(value) == text: return value          # a commit such as 0123456 stays text
     return text
 
 # %% ../nbs/14_ledger.ipynb #012

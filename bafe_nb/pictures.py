@@ -57,7 +57,7 @@ def panel(ax, image, title=None, boxes=None, sky=None, zoom=None, colour=TARGET)
 def show(images, titles=None, boxes=None, sky=None, cols=4, size=2.6, zoom=None, colour=TARGET):
     """Show grey or RGB images in a grid and return the figure.
 
-    images: sequence of (h, w) or (h, w, 3) arrays; a sample with `.image`, `.boxes`, `.sky` is accepted too.
+    images: sequence of (h, w) or (h, w, 3) arrays; a sample with `.image` and `.boxes` is accepted too; its sky is drawn only when `sky` is given.
     titles, boxes ((n, 4) half-open pixels), sky (bool (h, w)): sequences as long as `images`, or None.
     zoom: None, one window (x1, y1, x2, y2), or a window per image. size: inches per panel.
     """

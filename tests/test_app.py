@@ -104,7 +104,7 @@ def damage_name(root, s): (root / "Splits/test_v2.txt").write_text(f"{s.name}\nn
     (("train", "bafe-small", "--data", "scenes", "--out", "r", "--device", "gpu"), ("--device", "gpu", "cuda")), (("train", "bafe-small", "--data", "scenes", "--out", "r", "--workers", "-1"), ("--workers", "from 0")),
     (("train", "bafe-small", "--data", "scenes", "--out", "taken"), ("taken is a file",)), (("bench", "bagcp", "--runs", "0"), ("--runs", "from 1")), (("tables", "--ledger", "picture.png"), ("picture.png is no CSV",)),
     (("tables", "--ledger", "nothere.csv"), ("nothere.csv has no rows",)), (("tables", "--ledger", "list.json"), ("list.json has no rows",)), (("figures", "--results", "nowhere"), ("nowhere is no folder",)),
-    (("detect", "w", "i.png", "--out", "f", "--threshold", "nan"), ("--threshold", "from 0 to 1")), (("evaluate", "top_hat", "--data", "scenes", "--threshold", "7"), ("--threshold", "from 0 to 1")),
+    (("detect", "w", "i.png", "--out", "f", "--threshold", "nan"), ("--threshold", "from 0 to 1")), (("evaluate", "top_hat", "--data", "scenes", "--threshold", "-1"), ("--threshold", "from 0")),
     (("detect", "w", "i.png", "--out", "f", "--tile", "-5"), ("--tile", "from 32")), (("evaluate", "top_hat", "--data", "scenes", "--protocol", "papr"), ("--protocol", "papr", "corrected")),
     (("evaluate", "top_hat", "--data", "scenes", "--detections", "gone/d.json"), ("gone is not there",)), (("evaluate", "top_hat", "--data", "scenes", "--ledger", "folder"), ("folder is a folder",)),
     (("detect", "w", "i.png", "--out", "taken"), ("taken is a file",)), (("evaluate", "tophat", "--data", "scenes"), ("tophat", "top_hat"))])

@@ -78,8 +78,25 @@ def test_interval_of_a_known_difference():
     moved = {s: (v + d, draw + d) for (s, (v, draw)), d in zip(base.items(), (0.1, 0.2, 0.3, 0.4))}
     found = background.difference(moved, {**base, 9: base[0]})
     assert found.mean == pytest.approx(0.25) and found.seeds == 4 and found.spread == pytest.approx(np.std([.1, .2, .3, .4], ddof=1))
-    assert 0.1 <= found.low < 0.25 < found.high <= 0.4, "what both runs share cancels, the seeds remain"
+    half = 3.18 * np.std([.1, .2, .3, .4], ddof=1) / 2                          # Student's t with three degrees of freedom, four seeds
+    assert (found.low, found.high) == pytest.approx((0.25 - half, 0.25 + half)), "what both runs share cancels, the seeds remain"
     with pytest.raises(InputError, match="none in common"): background.difference({0: base[0]}, {1: base[1]})
+
+
+def test_an_interval_over_images_alone_is_that_of_the_draws():
+    draw = np.random.default_rng(2).standard_normal(100_000)
+    found = background.difference({s: (1.0, 1 + draw) for s in range(3)}, {s: (0.0, np.zeros(len(draw))) for s in range(3)})
+    assert found.spread == 0 and (found.low, found.high) == pytest.approx((1 - 1.96, 1 + 1.96), abs=0.03)
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says():
+    """Three seeds and no difference between the arms: the interval holds zero in 95 of 100 cases, images and seeds varying."""
+    rng, held = np.random.default_rng(3), 0
+    for _ in range(1000):
+        image, seeds = 0.5 * rng.standard_normal(), rng.standard_normal(3)            # the same images for all seeds, a seed's own luck
+        found = background.difference({s: (image + seeds[s], image + seeds[s] + 0.5 * rng.standard_normal(200)) for s in range(3)}, {s: (0.0, np.zeros(200)) for s in range(3)})
+        held += found.low <= 0 <= found.high
+    assert 930 <= held <= 985
 
 
 def test_arms_differ_in_what_they_are_named_for():

@@ -358,7 +358,7 @@ def test_default_gathers_like_the_pasted_targets(data):
 # ---- settings and errors
 
 def test_settings_are_frozen_and_named():
-    assert list(bagcp.PASTES) == ["none", "copy", "gaussian", "paper", "default"]
+    assert list(bagcp.PASTES) == ["none", "copy", "gaussian", "sky", "paper", "default"]
     with pytest.raises(FrozenInstanceError): bagcp.PASTES["paper"].window = 3
     assert bagcp.named("default") is bagcp.PASTES["default"]
 

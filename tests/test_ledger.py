@@ -18,6 +18,13 @@ def test_rows_come_back_to_the_last_bit(tmp_path):
     assert back == [{k: v for k, v in row.items() if v is not None} for row in rows]
 
 
+def test_a_commit_of_digits_stays_text(tmp_path):
+    row = dict(commit="0123456", tag="12e4567", name="1.50", seed=7, share=0.1, count="")
+    ledger.append(tmp_path / "l.csv", row)
+    ledger.append(tmp_path / "l.csv", dict(commit="0000001"))
+    assert ledger.read(tmp_path / "l.csv") == [{k: v for k, v in row.items() if v != ""}, dict(commit="0000001")]
+
+
 def test_new_columns_keep_old_rows(tmp_path):
     path = tmp_path / "deep" / "ledger.csv"
     ledger.append(path, dict(kind="train", seed=0))

@@ -166,9 +166,9 @@ def test_committed_tables_are_what_the_ledger_gives():
 
 
 def test_differences_stand_beside_their_interval():
-    line = dict(what="an idea", measure="alarms_sky", mean=-1.25, low=-2, high=0.5, spread=.1, seeds=3)
+    line = dict(what="an idea", against="nothing pasted", measure="alarms_sky", mean=-1.25, low=-2, high=0.5, spread=.1, seeds=3)
     table = tables.differences([line])
-    assert [tables.cell(table.rows[0], c) for c in tables.DIFFERENCES] == ["an idea", tables.WORDS["alarms_sky"], "-1.250", "-2.000", "+0.500", "0.100", "3"]
+    assert [tables.cell(table.rows[0], c) for c in tables.DIFFERENCES] == ["an idea", "nothing pasted", tables.WORDS["alarms_sky"], "-1.250", "-2.000", "+0.500", "0.100", "3"]
     assert "differences" in {t.name for t in tables.build([], compared=[line])} and "differences" not in {t.name for t in tables.build([])}
 
 
