@@ -180,7 +180,7 @@ def difference(a, b):
     low, high = np.nanpercentile(moved, (2.5, 97.5)) - np.nanmean(moved)
     return Difference(float(mean), float(mean - np.hypot(low, by_seed)), float(mean + np.hypot(high, by_seed)), spread, n)
 
-# %% ../nbs/23_does_background_matter.ipynb #026
+# %% ../nbs/23_does_background_matter.ipynb #028
 def finished(rows, arm, seed):
     """True when the ledger's rows hold this arm with this seed under both protocols."""
     return sum(r.get("kind") == "ablation" and r.get("arm") == arm.name and r.get("seed") == seed for r in rows) >= 2
@@ -199,7 +199,7 @@ def perform(arm, seed, train, test, out, passes=PASSES, progress=True):
                   seconds_total=round(time.perf_counter() - start, 1), **{name: None if np.isnan(v) else float(v) for name, v in zip(MEASURES[3:], measure(judged)[3:])})
     return [common | evaluation.score(found, test, protocol) for protocol in ("paper", "corrected")], redrawn(judged)
 
-# %% ../nbs/23_does_background_matter.ipynb #027
+# %% ../nbs/23_does_background_matter.ipynb #029
 def _claimed(folder):
     """The open lock of a run's folder, or None when another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,7 +211,7 @@ def _claimed(folder):
 
 def draws_file(results, arm, seed): return Path(results) / "ablation" / f"{arm.folder}-{seed}.npz"
 
-# %% ../nbs/23_does_background_matter.ipynb #028
+# %% ../nbs/23_does_background_matter.ipynb #030
 def sweep(root, out="runs/ablation", results="results", queue=QUEUE, passes=PASSES, progress=True, command="bafe sweep"):
     """Run what the ledger in the folder `results` lacks of `queue`, (arm, seed) in order: trained on trainval_v2, scored once on test_v2 of the SIRSTdevkit `root`."""
     train, test = DenseSIRST(root, "trainval_v2"), DenseSIRST(root, "test_v2")
@@ -234,7 +234,7 @@ def _keep(path, drawn):
     np.savez_compressed(part, drawn=drawn.astype(np.float32))
     part.replace(path)
 
-# %% ../nbs/23_does_background_matter.ipynb #030
+# %% ../nbs/23_does_background_matter.ipynb #032
 PAIRS = (("sky branch, no exchange", "no exchange", "no sky branch"), ("learnable exchange", "default", "no exchange"), ("sky branch with exchange", "default", "no sky branch"),
          ("static exchange", "static exchange", "no exchange"), ("dynamic exchange", "dynamic exchange", "no exchange"), ("spatial exchange", "spatial exchange", "no exchange"),
          ("plain copies", "plain copies", "nothing pasted"), ("Gaussian blend", "Gaussian blend", "nothing pasted"), ("BAG-CP, the paper's", "BAG-CP, the paper's", "nothing pasted"),
@@ -255,7 +255,7 @@ def outcomes(rows, results):
         for k, name in enumerate(MEASURES): found.setdefault((arm.name, name), {})[r["seed"]] = (r.get(name, np.nan), drawn[:, k])
     return found
 
-# %% ../nbs/23_does_background_matter.ipynb #031
+# %% ../nbs/23_does_background_matter.ipynb #033
 def comparisons(rows, results):
     """One dictionary a pair and measure that both arms of a pair have: what, against (the other arm), measure, and the fields of Difference; pairs without a common seed are left out."""
     found, lines = outcomes(rows, results), []
@@ -265,7 +265,7 @@ def comparisons(rows, results):
             if set(one) & set(other): lines.append(dict(what=what, against=b, measure=name, **difference(one, other)._asdict()))
     return lines
 
-# %% ../nbs/23_does_background_matter.ipynb #033
+# %% ../nbs/23_does_background_matter.ipynb #035
 PANELS = dict(map12="mAP12", map50_95="mAP50:95", recall_real_at_precision_90="real targets found\nat precision 0.9", alarms_sky="false alarms\na megapixel, sky",
               alarms_other="false alarms\na megapixel, other")
 
@@ -285,7 +285,7 @@ def _cut(ax, mine, pairs):
     reach = 1.25 * ends[-2][0]
     ax.set_xlim(-reach, reach); ax.plot(reach, -ends[-1][1], ">", color="0.55", ms=4, clip_on=False)
 
-# %% ../nbs/23_does_background_matter.ipynb #034
+# %% ../nbs/23_does_background_matter.ipynb #036
 def forest(lines):
     """Figure of `comparisons`: a row a pair, a panel a measure, what the addition changes with its 95 % interval."""
     pairs = [what for what, *_ in PAIRS if any(line["what"] == what for line in lines)]
@@ -294,7 +294,7 @@ def forest(lines):
         ax.axvline(0, color="0.3", lw=0.7); ax.margins(x=0.12)
         mine = [line for line in lines if line["measure"] == measure]
         for line in mine: _interval(ax, -pairs.index(line["what"]), line)
-        _cut(ax, mine, pairs); ax.set_title(title, fontsize=6.5); ax.tick_params(labelsize=6.5)
+        _cut(ax, mine, pairs); ax.set_title(title, fontsize=6.5); ax.tick_params(labelsize=6.5); ax.xaxis.set_major_formatter("{x:g}")
     seeds = {line["what"]: line["seeds"] for line in lines}
     axes[0].set_yticks(-np.arange(len(pairs)), [f"{what} | {re.sub(r', .. %', '', b)} ({seeds[what]})" for what, _, b in PAIRS if what in pairs])
     fig.supxlabel("change by the addition | to what (in brackets: seeds)", fontsize=7)

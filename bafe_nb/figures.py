@@ -415,7 +415,7 @@ def timed(rows):
     for r in rows:
         if r.get("kind") == "ladder" or r.get("split") != "test_v2" or r.get("protocol") != "corrected" or not r.get("map07"): continue
         seconds = r.get("seconds") if r.get("kind") != "evaluate" else taken.get((r.get("preset"), r.get("seed")))
-        name = "bafe-hr-nano, short runs (notebook 23)" if r["kind"] == "ablation" else r.get("preset", r["kind"])
+        name = "short runs (notebook 23)" if r["kind"] == "ablation" else r.get("preset", r["kind"])
         if r.get("data", "DenseSIRST") == "DenseSIRST" and seconds: found.append((name, seconds, r["map07"]))
     return found
 
