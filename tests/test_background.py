@@ -117,7 +117,8 @@ def test_parts_of_a_seed_lie_inside_each_other():
 
 def test_queue_is_balanced_and_names_each_run_once():
     assert len(set(background.QUEUE)) == len(background.QUEUE) and {s for _, s in background.QUEUE} == {0, 1, 2, 3, 4}
-    assert all(sum(a == arm for a, _ in background.QUEUE) == (5 if arm in background.DECIDING else 3) for arm in background.ARMS)
+    often = background.DECIDING + background.PLACING
+    assert len(often) == 7 and all(sum(a == arm for a, _ in background.QUEUE) == (5 if arm in often else 3) for arm in background.ARMS)
 
 
 def test_sweep_runs_once_leaves_its_draws_and_skips_what_is_there(data, tmp_path):
