@@ -160,7 +160,7 @@ STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)     # 97.5 % p
 
 
 class Difference(NamedTuple):
-    """Arm a minus arm b in one measure. mean over the common seeds; low, high: 95 % interval over images and seeds; spread: sample standard deviation over seeds, None for one seed; seeds: their number."""
+    """Arm a minus arm b in one measure. mean over the common seeds; low, high: 95 % interval over images and seeds (one seed: images alone); spread: sample standard deviation over seeds, None for one seed; seeds: their number."""
     mean: float
     low: float
     high: float

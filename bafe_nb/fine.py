@@ -275,7 +275,7 @@ def _placed(row, column, d, score, size):
     boxes = boxlib.clip(torch.cat((xy - d[:, :2], xy + d[:, 2:]), 1).cpu().numpy().astype(np.float32), size[1], size[0])
     return np.concatenate((boxes, score.cpu().numpy()[:, None]), 1).astype(np.float32)
 
-
+# %% ../nbs/09b_fine_head.ipynb #051
 def fine_detections(head, maps, i=0, threshold=0.05, per_image=1000, iou=0.4, likeliest=False, guesses=1):
     """Detections of image i: float32 array (n, 5) x1, y1, x2, y2, score, by falling score, half-open pixels, suppressed at `iou`.
 
