@@ -135,7 +135,7 @@ def train(args):
     """bafe train PRESET: train on trainval_v2 (or --split) into a run folder; last epoch, no choosing."""
     import dataclasses
     from bafe_nb import ledger, training
-    config = training.TrainConfig(preset=args.preset, seed=args.seed, schedule=args.schedule, imagenet=args.imagenet, device=args.device, workers=args.workers)
+    config = training.TrainConfig(preset=args.preset, seed=args.seed, schedule=args.schedule, imagenet=args.imagenet, start=args.start, device=args.device, workers=args.workers)
     given = {key: value for key, value in (("epochs", args.epochs), ("repeats", args.repeats), ("batch", args.batch)) if value is not None}
     if given: config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, **given))
     data = dataset(args.data, args.split)
@@ -360,7 +360,8 @@ SEED = ("--seed", dict(type=number(int, 0), default=0))
 VERBS = {
     "train": (train, [("preset", {}), DATA, ("--out", dict(required=True, metavar="RUN", type=output_folder)), ("--resume", dict(action="store_true")), SEED, ("--split", dict(default="trainval_v2")),
                       ("--schedule", dict(help="name in training.SCHEDULES; default: the preset's own")), ("--epochs", dict(type=number(int, 1))), ("--repeats", dict(type=number(int, 1))), ("--batch", dict(type=number(int, 1))),
-                      ("--imagenet", dict(metavar="FILE", help="torchvision weights of the ResNet")), ("--device", dict(default="auto", type=device)), ("--workers", dict(type=number(int, 0), default=0, help="loader processes")), LEDGER]),
+                      ("--imagenet", dict(metavar="FILE", help="torchvision weights of the ResNet")), ("--start", dict(metavar="RUN|WEIGHTS", help="go on from the weights of a finished run of the same preset")),
+                      ("--device", dict(default="auto", type=device)), ("--workers", dict(type=number(int, 0), default=0, help="loader processes")), LEDGER]),
     "evaluate": (evaluate, [("model", dict(metavar="RUN|WEIGHTS|METHOD", help="run folder, weights file, or top_hat, laplacian_of_gaussian, patch_contrast")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON, ("--detections", dict(metavar="FILE", type=output_file)), ("--seed", dict(type=number(int, 0))), ("--device", dict(default="cpu", type=device, help="cpu or cuda")), REFLECTIONS, GUESSES, LEDGER]),
     "score": (score, [("file", dict(metavar="DETECTIONS.json")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON]),
     "detect": (detect, [("weights", {}), ("images", dict(nargs="+", metavar="IMAGE")), ("--out", dict(required=True, metavar="DIR", type=output_folder)),

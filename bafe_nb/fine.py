@@ -181,26 +181,28 @@ def target_mask_loss(logits, truth):
     return LOUD * entropy + 1 - (2 * shared((p * truth).sum()) + 1) / (shared(p.sum()) + shared(truth.sum()) + 1)
 
 # %% ../nbs/09b_fine_head.ipynb #036
-def _class_loss(maps, place, positive, quality):
-    """Quality focal loss over all locations that are not ignored, divided by the number of positives."""
+def _class_loss(maps, place, positive, quality, weight=1.0):
+    """Quality focal loss over all locations that are not ignored, divided by the number of positives; weight: a number, or one (k,) for each of `place`."""
     logits = maps.classes.float().flatten()
     truth = torch.zeros_like(logits); truth[place[positive]] = quality[positive]
-    counted = torch.ones_like(logits); counted[place[~positive]] = 0
+    counted = torch.ones_like(logits); counted[place] = torch.where(positive, weight, 0.0)
     return shared((quality_focal(logits, truth) * counted).sum()) / shared(positive.sum()).clamp(min=1)
 
 # %% ../nbs/09b_fine_head.ipynb #037
-def fine_losses(head, maps, boxes, sky, targets):
+def fine_losses(head, maps, boxes, sky, targets, weights=None):
     """Losses of a batch: dict of scalar tensors class, box, (sky,) mask, total, in float32.
 
-    head: FineHead that gave `maps`. boxes: one (n, 4) array or tensor an image, half-open pixels. sky, targets: bool (n, h, w). Raises InputError for a mismatch.
+    head: FineHead that gave `maps`. boxes: one (n, 4) array or tensor an image, half-open pixels. sky, targets: bool (n, h, w). weights: float (all boxes,), how
+    much the positive locations of each box count in the class loss; None: 1. Raises InputError for a mismatch.
     """
     n, _, h, w = maps.classes.shape
     if len(boxes) != n: raise InputError(f"{len(boxes)} lists of boxes for {n} images: pass one (n, 4) array per image, empty if it has no target")
     found = assign(boxes, [(h, w)], EVERY_PIXEL, maps.classes.device)
     place, truth = found.places[0], found.boxes[0].float()
+    weight = 1.0 if weights is None else weights.to(place.device)[found.owner[0]]
     logits = head.sides(maps, place // (h * w), place // w % h, place % w)
     both, union, _ = overlap(measured(logits.detach()), truth)
-    parts = {"class": _class_loss(maps, place, central(truth), both / union.clamp(min=1e-6)),
+    parts = {"class": _class_loss(maps, place, central(truth), both / union.clamp(min=1e-6), weight),
              "box": shared(side_loss(logits, truth).sum()) / max(shared(len(place), logits.device), 1)}
     if maps.sky is not None: parts["sky"] = shared_mean(sky_loss(maps.sky[:, 0].float(), resample(sky, *maps.sky.shape[-2:])).mean(), maps.sky.numel())
     parts["mask"] = target_mask_loss(maps.mask[:, 0].float(), targets.float())

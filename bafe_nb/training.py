@@ -7,7 +7,7 @@ read: none of this changes one bit of the weights (on a CPU with a fixed number 
 __all__ = ['CHOICES', 'SCHEDULES', 'NEWTON_SCHULZ', 'OUTER', 'BOX_RATE', 'Steps', 'Schedule', 'schedule_of', 'steps_an_epoch',
            'learning_rate', 'groups', 'optimiser', 'levelled', 'muon_groups', 'flip', 'squeeze', 'pad', 'crop',
            'window', 'arrange', 'brighten', 'as_read', 'labelled', 'target_source', 'Examples', 'Batch', 'batch',
-           'Keys', 'loader', 'TrainConfig', 'description', 'device_of', 'write_whole', 'Average', 'together',
+           'Keys', 'loader', 'TrainConfig', 'started', 'description', 'device_of', 'write_whole', 'Average', 'together',
            'by_first', 'gathered', 'LossModule', 'memory_order', 'Run', 'save', 'restore', 'loss_of', 'advance',
            'collect', 'begin', 'train']
 
@@ -74,7 +74,7 @@ class Schedule(Steps):
     squeeze: side in pixels to which every image is stretched, or None. crop: side of a random window, or None; with probability `focus` it is put round a target.
     flips: 'none', 'horizontal' or 'dihedral'. paste: a name in bagcp.PASTES; our own law takes targets from at most `bank` images and gives a share `stretch` of
     them other shapes. boxes: 'corrected' or 'paper' (minus one); consistent: minus-one boxes are mirrored as the half-open boxes they stand for. real: share of
-    the target windows round a real target. gain, offset: levels become g * level + o, g in 1 -+ gain, o in -+ offset. InputError for what cannot be."""
+    the target windows round a real target. real_weight: how much a real target counts in the class loss of a fine head, a pasted one 1. gain, offset: levels become g * level + o, g in 1 -+ gain, o in -+ offset. InputError for what cannot be."""
     squeeze: int | None = None
     crop: int | None = 256
     focus: float = 0.5
@@ -85,6 +85,7 @@ class Schedule(Steps):
     boxes: str = "corrected"
     consistent: bool = False
     real: float = 0.0
+    real_weight: float = 1.0
     gain: float = 0.0
     offset: float = 0.0
 
@@ -105,6 +106,7 @@ def _problem(s):
     for field in ("epochs", "repeats", "batch"):
         if getattr(s, field) < 1: return f"{field} is {getattr(s, field)}: use 1 or more"
     if not 0 <= s.stretch <= 1: return f"stretch is {s.stretch}: use a share from 0 to 1"
+    if s.real_weight <= 0: return f"real_weight is {s.real_weight}: use a number above 0"
     if s.lr <= 0: return f"lr is {s.lr}: use a number above 0"
     if s.squeeze is None and s.crop is None and s.batch > 1:
         return f"images of several sizes do not fit into a batch of {s.batch}: set crop or squeeze, or batch=1"
@@ -117,6 +119,7 @@ SCHEDULES = {s.name: s for s in (
     Schedule("small", epochs=4, batch=4, lr=6e-3, policy="one-cycle", warm_up=0.2, crop=96, focus=0.8, average=0.99),
     Schedule("hr", epochs=32, batch=2, optimiser="muon", lr=6e-3, weight_decay=0.02, crop=256, focus=0.8, real=0.3, gain=0.1, offset=5.0))}
 SCHEDULES["broad"] = dataclasses.replace(SCHEDULES["hr"], name="broad", epochs=28, stretch=0.3)
+SCHEDULES["tune"] = dataclasses.replace(SCHEDULES["broad"], name="tune", epochs=8, lr=3e-3, real=0.6, real_weight=3.0)
 
 
 def schedule_of(preset):
@@ -324,19 +327,20 @@ class Examples:
 
 # %% ../nbs/11_training.ipynb #062
 class Batch(NamedTuple):
-    """images uint8 (n, h, w); boxes: n float32 tensors (m, 4); sky, targets bool (n, h, w); names: n texts."""
+    """images uint8 (n, h, w); boxes: n float32 tensors (m, 4); sky, targets bool (n, h, w); names: n texts; real: n bool tensors (m,), the targets not pasted."""
     images: torch.Tensor
     boxes: list
     sky: torch.Tensor
     targets: torch.Tensor
     names: list
+    real: list
 
 
 def batch(samples):
     """Samples of one size as a Batch of tensors."""
     stacked = lambda field: torch.from_numpy(np.stack([getattr(s, field) for s in samples]))
     return Batch(stacked("image"), [torch.from_numpy(np.ascontiguousarray(s.boxes, np.float32)) for s in samples],
-                 stacked("sky"), stacked("targets"), [s.name for s in samples])
+                 stacked("sky"), stacked("targets"), [s.name for s in samples], [torch.from_numpy(np.array(s.real, bool)) for s in samples])
 
 # %% ../nbs/11_training.ipynb #063
 class Keys:
@@ -375,12 +379,13 @@ class TrainConfig:
     """A training run. preset: a name in bafenet.PRESETS or a Preset. schedule: a Schedule, a name in SCHEDULES, or None for the preset's own.
 
     seed: of weights, order and every draw. imagenet: file with torchvision's weights for a ResNet backbone, or None (random; normalisation is then
-    trained). A checkpoint is written every `save_steps` steps or `save_seconds` seconds, whichever comes first.
+    trained). start: weights of the same preset to begin from, a .safetensors file or the folder of a finished run, or None. A checkpoint is written every `save_steps` steps or `save_seconds` seconds, whichever comes first.
     """
     preset: object = "bafe-small"
     schedule: object = None
     seed: int = 0
     imagenet: str | None = None
+    start: str | None = None
     device: str = "auto"          # or 'cpu', 'cuda'
     precision: str = "auto"       # bf16 on a GPU that has it; or 'float32', 'bf16'
     workers: int = 0              # loader processes
@@ -402,19 +407,41 @@ def _resolved(config):
     if schedule not in SCHEDULES: raise InputError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
     return preset, SCHEDULES[schedule]
 
-# %% ../nbs/11_training.ipynb #069
+# %% ../nbs/11_training.ipynb #070
+def _weights(config):
+    """Path of the weights that a run begins from."""
+    path = Path(config.start)
+    return path / "weights.safetensors" if path.is_dir() else path
+
+
+def _fingerprint(config):
+    """The first eight digits of the SHA-256 of the weights that a run begins from, or None."""
+    if not config.start: return None
+    try: return hashlib.sha256(_weights(config).read_bytes()).hexdigest()[:8]
+    except OSError as error: raise InputError(f"{config.start}: no weights to start from ({error.strerror}): give a .safetensors file or the folder of a finished run") from None
+
+
+def started(config):
+    """The model, in eval mode, whose weights a run begins from; InputError for another network than the configuration's."""
+    model = bafenet.load_weights(_weights(config))
+    mine, theirs = config.preset, model.preset
+    if dataclasses.replace(theirs, name=mine.name) != mine: raise InputError(f"{config.start} holds {theirs.name}, another network than {mine.name}: train {theirs.name}, or start without weights")
+    return model
+
+# %% ../nbs/11_training.ipynb #071
 def description(config, data):
     """What decides the outcome of a run, as plain data for config.json: preset, schedule, seed, precision, start weights and the images."""
     names = "\n".join(map(str, getattr(data, "names", range(len(data)))))
     return json.loads(json.dumps(dict(
         preset=dataclasses.asdict(config.preset), schedule=dataclasses.asdict(config.schedule), seed=config.seed, precision=_precision(config),
-        imagenet=config.imagenet, images=len(data), names=hashlib.sha256(names.encode()).hexdigest()[:16])))
+        imagenet=config.imagenet, start=_fingerprint(config), images=len(data), names=hashlib.sha256(names.encode()).hexdigest()[:16])))
 
 
 def _completed(before):
-    """A configuration as it was written, with the defaults of the fields of Schedule that did not exist then."""
+    """A configuration as it was written, with the defaults of the fields that did not exist then."""
     fields = {f.name: f.default for f in dataclasses.fields(Schedule) if f.default is not dataclasses.MISSING}
-    return before | dict(schedule=json.loads(json.dumps(fields)) | before["schedule"]) if isinstance(before.get("schedule"), dict) else before
+    if not isinstance(before.get("schedule"), dict): return before
+    return dict(start=None) | before | dict(schedule=json.loads(json.dumps(fields)) | before["schedule"])
 
 
 def _difference(a, b, where=""):
@@ -426,7 +453,7 @@ def _difference(a, b, where=""):
         if found: return found
     return None
 
-# %% ../nbs/11_training.ipynb #070
+# %% ../nbs/11_training.ipynb #072
 def device_of(config):
     """The torch device of a configuration: 'auto' is a GPU where there is one."""
     if config.device == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -440,7 +467,7 @@ def _precision(config):
     if config.precision != "auto": return config.precision
     return "bf16" if device_of(config).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
 
-# %% ../nbs/11_training.ipynb #073
+# %% ../nbs/11_training.ipynb #075
 def write_whole(path, data):
     """Write bytes to `path` so that a reader, or the next run after a kill or a full disk, sees the old file or the new one and never a part."""
     path = Path(path)
@@ -457,7 +484,7 @@ def write_whole(path, data):
         with contextlib.suppress(OSError): part.unlink()
         raise InputError(f"{path} cannot be written ({error.strerror}): free some space or choose another folder; what was there is intact") from None
 
-# %% ../nbs/11_training.ipynb #076
+# %% ../nbs/11_training.ipynb #078
 class Average:
     """Exponential moving average of a model's weights and running statistics: a = d * a + (1 - d) * w, with d rising to `decay` over the first steps."""
     def __init__(self, model, decay):
@@ -471,7 +498,7 @@ class Average:
             if mine.is_floating_point(): mine.lerp_(theirs, 1 - d)
             else: mine.copy_(theirs)
 
-# %% ../nbs/11_training.ipynb #079
+# %% ../nbs/11_training.ipynb #081
 def _take_gpu():
     """Make the GPU of this process's number on its machine the current one; InputError when there is none for it."""
     mine, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
@@ -492,7 +519,7 @@ def together(config):
     try: yield
     finally: distributed.destroy_process_group()
 
-# %% ../nbs/11_training.ipynb #081
+# %% ../nbs/11_training.ipynb #083
 def by_first(act):
     """What `act()` returns in the first process, in every process; its InputError is raised in every process."""
     rank, count = processes()
@@ -512,12 +539,12 @@ def gathered(x):
     if len(parts) > 1: distributed.all_gather_object(parts, x)
     return parts
 
-# %% ../nbs/11_training.ipynb #083
+# %% ../nbs/11_training.ipynb #085
 class LossModule(torch.nn.Module):
     """A model and its losses as one module: Batch -> dictionary of losses, as `loss_of` gives them."""
-    def __init__(self, model, forward, bf16):
+    def __init__(self, model, forward, bf16, real_weight):
         super().__init__()
-        self.model, self.call = model, lambda batch: loss_of(model, batch, forward, bf16)
+        self.model, self.call = model, lambda batch: loss_of(model, batch, forward, bf16, real_weight)
 
     def forward(self, batch): return self.call(batch)
 
@@ -535,7 +562,7 @@ def _synchronised(model, device):
     if processes()[1] == 1 or device.type == "cpu" or model.preset.norm == "frozen": return model
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
-# %% ../nbs/11_training.ipynb #084
+# %% ../nbs/11_training.ipynb #086
 def _divisible(schedule, images):
     """InputError when the last batch of an epoch leaves a process without an example."""
     n, count = images * schedule.repeats, processes()[1]
@@ -545,12 +572,12 @@ def _divisible(schedule, images):
     mend = f"use a batch of {better}" if better else "use fewer processes"
     raise InputError(f"the last batch of an epoch has {least(schedule.batch)} of {n} examples for {count} processes: {mend}")
 
-# %% ../nbs/11_training.ipynb #086
+# %% ../nbs/11_training.ipynb #088
 def memory_order(device):
     """torch.memory_format of maps and weights while training on a torch.device."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
-# %% ../nbs/11_training.ipynb #087
+# %% ../nbs/11_training.ipynb #089
 class Run:
     """Everything that changes while a model is trained: weights, optimiser, averaged weights, position, losses, seconds."""
     def __init__(self, config, examples):
@@ -558,11 +585,12 @@ class Run:
         self.config, self.examples, self.device = config, examples, device_of(config)
         self.model = bafenet.build(config.preset)
         if config.imagenet: backbone.load_imagenet(self.model.backbone, config.imagenet)
+        if config.start: self.model.load_state_dict(started(config).state_dict())
         self.model = _synchronised(self.model, self.device).to(self.device, memory_format=memory_order(self.device)).train()
         self.optimiser = optimiser(self.model, config.schedule)
         self.average = Average(self.model, config.schedule.average) if config.schedule.average else None
         self.forward = torch.compile(self.model) if config.compile else self.model
-        self.losses = _parallel(LossModule(self.model, self.forward, _precision(config) == "bf16"))
+        self.losses = _parallel(LossModule(self.model, self.forward, _precision(config) == "bf16", config.schedule.real_weight))
         self.an_epoch = steps_an_epoch(config.schedule, len(examples.data))
         self.total = self.an_epoch * config.schedule.epochs
         self.step, self.seconds, self.history, self.waiting = 0, 0.0, [], []
@@ -572,7 +600,7 @@ class Run:
         """The model that is handed over: the averaged one where the schedule averages."""
         return self.average.model if self.average else self.model
 
-# %% ../nbs/11_training.ipynb #088
+# %% ../nbs/11_training.ipynb #090
 def _state(run):
     """A run as plain tensors, numbers and dictionaries."""
     cuda = torch.cuda.get_rng_state_all() if run.device.type == "cuda" else []
@@ -589,7 +617,7 @@ def save(run, folder):
     write_whole(place / f"{run.step:08d}.pt", memory.getbuffer())
     for old in sorted(place.glob("*.pt"))[:-2]: old.unlink(missing_ok=True)
 
-# %% ../nbs/11_training.ipynb #089
+# %% ../nbs/11_training.ipynb #091
 def _newest(folder):
     """Content of the newest checkpoint that can be read, or None when there is none at all; InputError when all are damaged."""
     found = sorted((Path(folder) / "checkpoints").glob("*.pt"), reverse=True)
@@ -612,24 +640,25 @@ def restore(run, folder):
     if run.device.type == "cuda" and state["random_cuda"]: torch.cuda.set_rng_state_all(state["random_cuda"])
     return True
 
-# %% ../nbs/11_training.ipynb #091
+# %% ../nbs/11_training.ipynb #093
 def _draw_apart(run):
     """Give torch's generator a state that belongs to this seed, step and process where several work together, else leave it: two processes must not drop the same units."""
     rank, count = processes()
     if count > 1: torch.manual_seed(int(np.random.SeedSequence((3, run.config.seed, run.step, rank)).generate_state(1)[0]))
 
-# %% ../nbs/11_training.ipynb #092
-def loss_of(model, batch, forward=None, bf16=False):
+# %% ../nbs/11_training.ipynb #094
+def loss_of(model, batch, forward=None, bf16=False, real_weight=1.0):
     """Dictionary of losses (class, box, centerness, sky, perhaps mask, total: 0-d tensors) of `model` on a Batch; forward may be the compiled model."""
     device = next(model.parameters()).device
     images = model.normalise(batch.images.to(device, non_blocking=True)).contiguous(memory_format=memory_order(device))
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16): maps = (model if forward is None else forward)(images)
     head = model.preset.head
-    if model.fine: return fine.fine_losses(model.bbox_head, maps, batch.boxes, batch.sky.to(device), batch.targets.to(device))
+    weights = None if real_weight == 1 else torch.where(torch.cat(batch.real), real_weight, 1.0)
+    if model.fine: return fine.fine_losses(model.bbox_head, maps, batch.boxes, batch.sky.to(device), batch.targets.to(device), weights)
     maps = type(maps)(*([m.float() for m in level] for level in maps))
     return losses.compute(maps, batch.boxes, batch.sky.to(device), head, batch.targets.to(device) if head.target_mask else None)
 
-# %% ../nbs/11_training.ipynb #093
+# %% ../nbs/11_training.ipynb #095
 def advance(run, batch):
     """One optimiser step; the losses are kept on the device until `collect`. Returns nothing."""
     s = run.config.schedule
@@ -645,7 +674,7 @@ def advance(run, batch):
     run.waiting.append((run.step, rate, batch.names, {k: v.detach() for k, v in parts.items()}))
     run.step += 1
 
-# %% ../nbs/11_training.ipynb #095
+# %% ../nbs/11_training.ipynb #097
 def _table(rows):
     """Rows (dictionaries of numbers) as the text of a CSV file, every digit kept."""
     text = io.StringIO()
@@ -653,7 +682,7 @@ def _table(rows):
     writer.writeheader(); writer.writerows(rows)
     return text.getvalue()
 
-# %% ../nbs/11_training.ipynb #096
+# %% ../nbs/11_training.ipynb #098
 def _kept(folder):
     """Words about the last good checkpoint of a run."""
     found = sorted((Path(folder) / "checkpoints").glob("*.pt"))
@@ -665,7 +694,7 @@ def _names(run, step, mine):
     if processes()[1] == 1: return mine
     return [run.examples.data[k % len(run.examples.data)].name for _, k in next(Keys(run.examples, step).whole())]
 
-# %% ../nbs/11_training.ipynb #097
+# %% ../nbs/11_training.ipynb #099
 def collect(run, folder):
     """Bring the losses of the last steps over, check them, put them into the history; returns the new rows. InputError names the first step whose loss is no finite number."""
     fresh = []
@@ -680,7 +709,7 @@ def collect(run, folder):
     run.history += fresh
     return fresh
 
-# %% ../nbs/11_training.ipynb #098
+# %% ../nbs/11_training.ipynb #100
 def _claim(out, now, resume):
     """Write config.json into the folder `out`, or compare it with the one that is there."""
     path = out / "config.json"
@@ -692,7 +721,7 @@ def _claim(out, now, resume):
         if changed: raise InputError(f"{out} holds another run: {changed}; resume with the configuration it began with, or choose another folder")
     else: write_whole(path, json.dumps(now, indent=1).encode())
 
-# %% ../nbs/11_training.ipynb #099
+# %% ../nbs/11_training.ipynb #101
 def begin(config, data, out, resume=False):
     """A Run in folder `out`: new, or put back to its newest checkpoint. config.json is written first.
 
@@ -710,7 +739,7 @@ def begin(config, data, out, resume=False):
     by_first(lambda: write_whole(out / "losses.csv", _table(run.history).encode()))
     return run
 
-# %% ../nbs/11_training.ipynb #100
+# %% ../nbs/11_training.ipynb #102
 def _add(path, table, first):
     """Add a table to the CSV file at `path`, with its header when it is the first."""
     try:
@@ -726,7 +755,7 @@ def _tell(run, folder, bar):
     bar.update(len(fresh))
     bar.set_postfix(loss=f"{fresh[-1]['total']:.3f}", lr=f"{fresh[-1]['lr']:.1e}", refresh=False)
 
-# %% ../nbs/11_training.ipynb #103
+# %% ../nbs/11_training.ipynb #105
 def _no_memory(error):
     """Whether an error says that memory is short: on a GPU, in numpy, or on a CPU in PyTorch."""
     words = ("can't allocate memory", "not enough memory", "bad_alloc", "could not create a primitive")   # the last is oneDNN's
@@ -745,7 +774,7 @@ def _fitting(run, batch):
         fits, size = size, 2 * size
     return fits
 
-# %% ../nbs/11_training.ipynb #104
+# %% ../nbs/11_training.ipynb #106
 def _attempt(run, batch, folder):
     """`advance`, or an InputError that names the batch size that fits when memory is short (tried out when there is one process)."""
     size, short = run.config.schedule.batch, False
@@ -758,7 +787,7 @@ def _attempt(run, batch, folder):
     mend = "use a smaller crop, not even one image fits" if fits == 0 else f"a batch of {fits} fits" if fits else f"use a batch of {size // 2} or more processes"
     raise InputError(f"out of memory at step {run.step} with batch {size}: {mend}; {_kept(folder)}")
 
-# %% ../nbs/11_training.ipynb #105
+# %% ../nbs/11_training.ipynb #107
 @contextlib.contextmanager
 def _accidents(run):
     """Turn what can happen to a run from outside into one line: a loader or another process that dies, bad input met by a loader process."""
@@ -772,7 +801,7 @@ def _accidents(run):
         with contextlib.suppress(RuntimeError): time.sleep(0.3)   # torch announces a death twice: by a broken pipe and by a signal
         raise InputError(f"a loader process died at step {run.step}: resume the run, with fewer workers or 0") from None
 
-# %% ../nbs/11_training.ipynb #106
+# %% ../nbs/11_training.ipynb #108
 def _loop(run, out, bar, each_epoch):
     """All remaining steps, with losses; the first process writes checkpoints and is told the end of each epoch."""
     config, often, writes = run.config, 1 if run.device.type == "cpu" else 50, processes()[0] == 0
@@ -788,7 +817,7 @@ def _loop(run, out, bar, each_epoch):
             save(run, out); saved = time.monotonic()
         if ends and each_epoch: each_epoch(run.final, run.step // run.an_epoch)
 
-# %% ../nbs/11_training.ipynb #107
+# %% ../nbs/11_training.ipynb #109
 def _row(run):
     """One flat row about a finished run."""
     last = run.history[-run.an_epoch:]
@@ -796,7 +825,7 @@ def _row(run):
     config, norm = run.config, run.config.preset.norm
     return dict(preset=config.preset.name, seed=config.seed, schedule=config.schedule.name, images=len(run.examples.data),
                 passes=len(run.examples) * config.schedule.epochs, steps=run.step, seconds=round(run.seconds, 2), device=_device_name(run.device),
-                threads=torch.get_num_threads(), torch=torch.__version__, precision=_precision(config), start="imagenet" if config.imagenet else "random",
+                threads=torch.get_num_threads(), torch=torch.__version__, precision=_precision(config), start="imagenet" if config.imagenet else f"weights {_fingerprint(config)}" if config.start else "random",
                 norm=norm, parameters=sum(p.numel() for p in run.model.parameters()), **means,
                 **({"processes": processes()[1]} if processes()[1] > 1 else {}))
 
@@ -805,7 +834,7 @@ def _device_name(device):
     """'cpu', or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
-# %% ../nbs/11_training.ipynb #108
+# %% ../nbs/11_training.ipynb #110
 def train(config, data, out, resume=False, progress=True, each_epoch=None):
     """Train a model and return one row (dictionary) about the run.
 
