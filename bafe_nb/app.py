@@ -297,7 +297,7 @@ def endure(args):
     if name in classical.METHODS: detect = lambda sample: classical.detect(sample.image, args.model)
     else:
         model, seed = bafenet.fold(evaluation.read_model(_there(args.model))[0]), evaluation.seed_of(args.model)
-        name, detect = model.preset.name, lambda sample: evaluation.predict(model, sample).detections
+        name, detect = evaluation.name_of(args.model, model), lambda sample: evaluation.predict(model, sample).detections
     bar = lambda items, words: tqdm(items, desc=words, unit="image", leave=False, delay=1)
     for row in generators.endure(detect, data, progress=bar):
         print(f"{row['condition']:16} recall {row['recall']:.3f}" + (f", of {row['new']} new targets {row['recall_new']:.3f}" if row["new"] else ""))
@@ -308,7 +308,7 @@ def masks(args):
     """bafe masks RUN|WEIGHTS: Pd, Fa and IoU of the target masks from generous to strict (notebook 12); with --ledger a row a level."""
     from bafe_nb import evaluation, ledger
     model, seed, data = evaluation.read_model(_there(args.model))[0], evaluation.seed_of(args.model), dataset(args.data, args.split)
-    name = model.preset.name + ", four reflections" * args.reflections
+    name = evaluation.name_of(args.model, model) + ", four reflections" * args.reflections
     for level, t in evaluation.mask_levels(model, data, reflections=args.reflections).items():
         print(f"p over {level:.2f}   Pd {t.pd:.4f}   Fa {t.fa:.2e}   IoU {t.iou:.4f}")
         row = dict(kind="masks", preset=name, seed=seed, data=data_name(args.data, data), split=args.split, images=len(data), threshold=level, pd_mask=t.pd, fa_mask=t.fa, pixel_iou=t.iou)

@@ -5,8 +5,8 @@ and undone exactly: a target on the border of two tiles is found once."""
 
 # %% auto #0
 __all__ = ['FINE_STRIDES', 'LARGE', 'TILE', 'HALO', 'REFLECTIONS', 'SIDES', 'LEVELS', 'Prediction', 'grey', 'tiles',
-           'found_boxes', 'predict', 'Reflected', 'read_model', 'seed_of', 'predict_all', 'score', 'evaluate',
-           'mask_levels']
+           'found_boxes', 'predict', 'Reflected', 'read_model', 'seed_of', 'name_of', 'predict_all', 'score',
+           'evaluate', 'mask_levels']
 
 # %% ../nbs/12_evaluation.ipynb #002
 import json
@@ -222,6 +222,13 @@ def seed_of(source):
     """The seed of the run that wrote the weights at `source` (run folder or weights file), from config.json beside them; None where there is none."""
     return _configured(Path(source) / "x" if Path(source).is_dir() else Path(source), "seed")
 
+
+def name_of(source, model):
+    """The preset's name of a model read from `source`, with ", tuned" where config.json beside the weights says that the run began from other weights."""
+    if isinstance(source, torch.nn.Module): return model.preset.name
+    config = _configured(Path(source) / "x" if Path(source).is_dir() else Path(source)) or {}
+    return model.preset.name + ", tuned" * bool(config.get("start"))
+
 # %% ../nbs/12_evaluation.ipynb #047
 def predict_all(model, dataset, progress=True, **options):
     """Image name -> Prediction for all samples; options go to `predict`. Returns the dictionary and the mean milliseconds an image, without reading it.
@@ -256,7 +263,7 @@ def evaluate(source, dataset, protocol="corrected", threshold=None, progress=Tru
     model, boxes = read_model(source, device)
     predictions, ms = predict_all(model, dataset, progress, boxes=boxes, **options)
     guesses = options.get("guesses", 1)
-    name = model.preset.name + ", four reflections" * bool(options.get("reflections")) + f", {guesses} guesses" * (guesses > 1)
+    name = name_of(source, model) + ", four reflections" * bool(options.get("reflections")) + f", {guesses} guesses" * (guesses > 1)
     row = dict(preset=name) | score(predictions, dataset, protocol, threshold) | dict(ms_per_image=round(ms, 2))
     return row, {name: p.detections for name, p in predictions.items()}
 

@@ -396,6 +396,8 @@ class TrainConfig:
 
     def __post_init__(self):
         for field, value in zip(("preset", "schedule"), _resolved(self)): object.__setattr__(self, field, value)
+        weight, fine_head = self.schedule.real_weight, isinstance(self.preset.head, fine.FineConfig)
+        if weight != 1 and not fine_head: raise InputError(f"{self.preset.name}: real_weight is {weight}, which only a fine head can use: leave it at 1")
 
 # %% ../nbs/11_training.ipynb #068
 def _resolved(config):

@@ -81,6 +81,16 @@ def test_every_parameter_is_trained(change):
     assert silent == [] and ("sky" in parts) == change.get("sky", True)
 
 
+def test_weights_of_boxes_count_in_the_class_loss_alone():
+    torch.manual_seed(0); model = bafenet.build(TINY).eval(); sample = scenes.scene(5)
+    maps = model(model.normalise(torch.from_numpy(sample.image)[None])); masks = [torch.from_numpy(m)[None] for m in (sample.sky, sample.targets)]
+    first = torch.zeros(len(sample.boxes)); first[0] = 1
+    none, one, two, three = (fine.fine_losses(model.bbox_head, maps, [sample.boxes], *masks, w) for w in (None, first * 0 + 1, first + 1, 2 * first + 1))
+    share = two["class"] - one["class"]          # what the first target's locations give
+    assert none["class"] == one["class"] and share > 0 and torch.allclose(three["class"] - two["class"], share, rtol=1e-3)
+    assert all(none[k] == three[k] for k in ("box", "mask", "sky"))
+
+
 def test_losses_of_nothing_are_finite_and_a_mismatch_is_said():
     model = bafenet.build(TINY); sample = scenes.scene(3)
     empty = dataclasses.replace(sample, boxes=sample.boxes[:0], real=sample.real[:0], targets=sample.targets & False)

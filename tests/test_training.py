@@ -1,5 +1,6 @@
 """Training: schedules, augmentations that keep labels right, resume to the bit, and errors of one line."""
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from bafe_nb import bafenet, bagcp, boxes, densesirst, losses, scenes, training
+from bafe_nb import bafenet, bagcp, boxes, densesirst, fine, losses, scenes, training
 from bafe_nb.boxes import InputError
 from stopping import Stopping
 
@@ -82,7 +83,7 @@ def test_images_of_several_sizes_need_a_crop():
 def test_each_preset_has_its_schedule():
     assert training.TrainConfig("paper-r50").schedule.name == "paper" and training.TrainConfig("bafe-small").schedule.name == "small"
     assert training.TrainConfig("bafe-hr-nano").schedule.name == "hr" and training.TrainConfig("bafe-hr").schedule.name == "broad"
-    with pytest.raises(InputError, match="choose one of paper, small, hr, broad"): training.TrainConfig(schedule="fast")
+    with pytest.raises(InputError, match="choose one of paper, small, hr, broad, tune"): training.TrainConfig(schedule="fast")
     with pytest.raises(InputError, match="unknown preset"): training.TrainConfig("resnet")
 
 
@@ -504,6 +505,30 @@ def test_bad_input_is_one_line_from_a_loader_process_too(tmp_path, workers):
     c = config(schedule=dataclasses.replace(SHORT, paste="none"), workers=workers)
     with pytest.raises(InputError) as caught: training.train(c, Broken(8, 0), tmp_path / "run", progress=False)
     assert str(caught.value) == "scene 3 is cut off: fetch it again"
+
+
+def test_a_run_begins_from_the_weights_of_another(tmp_path):
+    row = training.train(config(), scenes.Scenes(4), tmp_path / "first", progress=False); assert row["start"] == "random"
+    given = tmp_path / "first/weights.safetensors"; first = bafenet.load_weights(given).state_dict()
+    for start in (tmp_path / "first", given):
+        run = training.begin(config(seed=5, start=str(start)), scenes.Scenes(4), tmp_path / f"second-{start.name}")
+        for model in (run.model, run.average.model): assert all(torch.equal(first[k], v) for k, v in model.state_dict().items())
+    c = config(seed=5, start=str(given)); row = training.train(c, scenes.Scenes(4), tmp_path / "third", progress=False)
+    digest = hashlib.sha256(given.read_bytes()).hexdigest()[:8]; assert row["start"] == f"weights {digest}"
+    given.write_bytes((tmp_path / "third/weights.safetensors").read_bytes())
+    with pytest.raises(InputError, match=f"start was '{digest}' and is now"): training.train(c, scenes.Scenes(4), tmp_path / "third", resume=True, progress=False)
+    with pytest.raises(InputError, match="holds tiny, another network than bafe-small: train tiny"): training.Run(config(preset="bafe-small", start=str(given)), training.Examples(scenes.Scenes(4), SHORT, 0))
+    with pytest.raises(InputError, match="no weights to start from"): training.train(config(start="nowhere"), scenes.Scenes(4), tmp_path / "fourth", progress=False)
+
+
+def test_real_targets_count_more_where_the_schedule_says_so(data):
+    sample = next(s for s in densesirst.DenseSIRST(data, "trainval_v2") if s.real.any() and not s.real.all()); b = training.batch([sample])
+    assert torch.equal(b.real[0], torch.from_numpy(sample.real))
+    model = bafenet.build(TINY).eval(); one, three = (training.loss_of(model, b, real_weight=w) for w in (1.0, 3.0))
+    weights = torch.where(b.real[0], 3.0, 1.0); maps = model(model.normalise(b.images))
+    assert three["class"] > one["class"] and torch.allclose(three["class"], fine.fine_losses(model.bbox_head, maps, b.boxes, b.sky, b.targets, weights)["class"])
+    with pytest.raises(InputError, match="real_weight is 3.0, which only a fine head can use"): training.TrainConfig("bafe-small", dataclasses.replace(SHORT, real_weight=3.0))
+    with pytest.raises(InputError, match="real_weight is 0: use a number above 0"): dataclasses.replace(SHORT, real_weight=0)
 
 
 def test_no_gpu_is_said(tmp_path):
