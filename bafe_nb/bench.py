@@ -159,5 +159,5 @@ def speedrun(open_data, out, seed=0, epochs=10, preset="bafe-hr-nano", threads=2
     rate = matrix_rate() if trained["device"] == "cpu" else matrix_rate(8192, 20, "cuda", torch.bfloat16)
     floor = trained["steps"] * step_operations(preset, schedule.batch, schedule.crop) / rate
     keep = {k: numbers[k] for k in ("map07", "map12", "recall", "map50_95", "images", "targets")}
-    return dict(bench="speedrun", name=f"{preset}, {epochs} epoch" + "s" * (epochs > 1) + reflections * ", four reflections", preset=preset, seed=seed, seconds=round(seconds, 1), seconds_training=trained["seconds"], ms_per_image=round(ms, 1),
+    return dict(bench="speedrun", name=f"{preset}, {epochs} epoch" + "s" * (epochs > 1) + evaluation.LOOKS[evaluation.looks(reflections)], preset=preset, seed=seed, seconds=round(seconds, 1), seconds_training=trained["seconds"], ms_per_image=round(ms, 1),
                 floor_seconds=round(float(floor), 1), gigaflops=float(rate) / 1e9, threads=threads, passes=trained["passes"], **keep)

@@ -208,9 +208,9 @@ def test_four_looks_are_the_mean_of_four():
     model, _ = evaluation.read_model(WEIGHTS)
     image = scenes.scene(6).image[:96, :128]
     with torch.inference_mode():
-        one = [evaluation._maps(model, np.flip(image, [a - 2 for a in axes])) for axes in evaluation.REFLECTIONS]
+        one = [evaluation._maps(model, view.of(image)) for view in evaluation.VIEWS[:4]]
         mean = evaluation.Reflected(model.bbox_head, one)
-        turned = [m.classes.flip(axes) for m, axes in zip(one, evaluation.REFLECTIONS)]
+        turned = [m.classes.flip(view.turned) for m, view in zip(one, evaluation.VIEWS)]
         assert torch.allclose(mean.maps.classes, sum(turned) / 4, atol=1e-5)
         at = [torch.tensor([k]) for k in (0, 40, 70)]
         by_hand = model.bbox_head.sides(one[0], *at).log_softmax(-1)
@@ -218,6 +218,24 @@ def test_four_looks_are_the_mean_of_four():
         by_hand = by_hand + model.bbox_head.sides(one[2], at[0], 95 - at[1], at[2])[:, [0, 3, 2, 1]].log_softmax(-1)
         by_hand = by_hand + model.bbox_head.sides(one[3], at[0], 95 - at[1], 127 - at[2])[:, [2, 3, 0, 1]].log_softmax(-1)
         assert torch.allclose(mean.sides(mean.maps, *at), by_hand / 4, atol=1e-5)
+
+
+def test_eight_looks_answer_alike_with_x_and_y_exchanged():
+    model, _ = evaluation.read_model(WEIGHTS)
+    image = scenes.scene(6).image[:201, :133]
+    p, q = (evaluation.predict(model, view, reflections=8, likeliest=True) for view in (image, image.T[:, ::-1]))
+    back = boxes.flip(q.detections[:, :4], 201)[:, [1, 0, 3, 2]]
+    order = np.lexsort(np.round(p.detections[:, :4].T, 2)), np.lexsort(np.round(back.T, 2))
+    assert len(back) and np.allclose(p.detections[order[0], :4], back[order[1]], atol=1e-2)
+    assert np.allclose(p.detections[order[0], 4], q.detections[order[1], 4], atol=1e-4) and (p.mask == q.mask[:, ::-1].T).mean() > 0.9999
+    four = evaluation.predict(model, image, reflections=4, likeliest=True).detections
+    assert np.array_equal(four, evaluation.predict(model, image, reflections=True, likeliest=True).detections) and not np.array_equal(four, p.detections)
+    with pytest.raises(InputError, match="reflections is 3: use 4 or 8"): evaluation.predict(model, image, reflections=3)
+
+
+def test_a_lower_least_score_adds_detections_and_is_named():
+    few = scenes.Scenes(3); (a, found), (b, more) = (evaluation.evaluate(WEIGHTS, few, progress=False, least=t) for t in (0.05, 0.01))
+    assert (a["preset"], b["preset"]) == ("bafe-hr-nano", "bafe-hr-nano, from 0.01") and sum(map(len, more.values())) > sum(map(len, found.values()))
 
 
 def test_only_fine_heads_look_four_times():
