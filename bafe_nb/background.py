@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from . import bafenet, evaluation, ledger, pictures, scores, training
 from .boxes import InputError
-from .densesirst import DenseSIRST
+from .densesirst import DenseSIRST, called
 
 # %% ../nbs/23_does_background_matter.ipynb #005
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def perform(arm, seed, train, test, out, passes=PASSES, progress=True):
     model, _ = evaluation.read_model(out)
     found, ms = evaluation.predict_all(model, test, progress, likeliest=True)
     judged = judge({name: p.detections for name, p in found.items()}, test)
-    common = dict(kind="ablation", arm=arm.name, sky=arm.sky, exchange=arm.exchange, paste=arm.paste, share=arm.share, seed=seed, split=test.split, preset="bafe-hr-nano",
+    common = dict(kind="ablation", data=called(train, test), arm=arm.name, sky=arm.sky, exchange=arm.exchange, paste=arm.paste, share=arm.share, seed=seed, split=test.split, preset="bafe-hr-nano",
                   passes=trained["passes"], seconds=trained["seconds"], parameters=trained["parameters"], multiply_adds=bafenet.count(config.preset)[1], ms_per_image=round(ms, 1),
                   seconds_total=round(time.perf_counter() - start, 1), **{name: None if np.isnan(v) else float(v) for name, v in zip(MEASURES[3:], measure(judged)[3:])})
     return [common | evaluation.score(found, test, protocol) for protocol in ("paper", "corrected")], redrawn(judged)
@@ -247,8 +247,9 @@ def outcomes(rows, results):
     """(arm, measure) -> {seed: (value, float64 (DRAWS,))} from the ledger's rows and the draws under the folder `results`; InputError for a row whose draws are missing."""
     found = {}
     for r in rows:
-        if r.get("kind") != "ablation" or r.get("protocol") != "corrected": continue
-        arm = next(a for a in ARMS + SCARCE if a.name == r["arm"])
+        if r.get("kind") != "ablation" or r.get("protocol") != "corrected" or r.get("data", "DenseSIRST") != "DenseSIRST": continue
+        arm = next((a for a in ARMS + SCARCE if a.name == r["arm"]), None)
+        if arm is None: raise InputError(f"the ledger has a run of the arm {r['arm']!r}, which is none of ARMS and SCARCE: take its rows out")
         path = draws_file(results, arm, r["seed"])
         if not path.exists(): raise InputError(f"{path} is missing, the ledger has its run: take the ledger's row out and run bafe sweep")
         drawn = np.load(path)["drawn"].astype(np.float64)

@@ -118,6 +118,7 @@ def nms(boxes, scores, iou=0.5, block=64):
     strictly, with plain widths (mmcv's nms at offset 0). Worked off in blocks, so that 3,000 boxes cost about 3,000 x 3,000 / 2 ratios and no long loop.
     """
     boxes, order = as_boxes(boxes), np.argsort(-np.asarray(scores, dtype=np.float32), kind="stable")
+    if len(order) != len(boxes): raise InputError(f"{len(boxes)} boxes and {len(order)} scores: give a score for each box")
     sizes, left, kept = area(boxes), order, [order[:0]]
     while len(left):
         head, rest = left[:block], left[block:]

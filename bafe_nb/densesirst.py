@@ -6,9 +6,10 @@ masks with two kinds of palette, 21 boxes that sit one pixel off, and targets th
 # %% auto #0
 __all__ = ['PNG', 'MAX_PIXELS', 'CORNERS', 'COMMIT', 'SPLITS', 'COUNTS', 'FOLDERS', 'READINGS', 'FINDINGS', 'ADDRESS', 'INSIDE',
            'FEW', 'ARCHIVE_LIMIT', 'Sample', 'png_header', 'read_image', 'read_mask', 'read_boxes', 'tight', 'mend',
-           'images', 'near_duplicates', 'Origin', 'origins', 'real_flags', 'check_root', 'find_root', 'names', 'load',
-           'DenseSIRST', 'contour_area', 'contrast', 'distances', 'clusters', 'measure', 'measure_all', 'statistics',
-           'published', 'dataset_table', 'manifest', 'hashes', 'compare', 'Report', 'verify', 'Fetched', 'fetch']
+           'images', 'near_duplicates', 'Origin', 'origins', 'real_flags', 'called', 'check_root', 'find_root', 'names',
+           'load', 'DenseSIRST', 'contour_area', 'contrast', 'distances', 'clusters', 'measure', 'measure_all',
+           'statistics', 'published', 'dataset_table', 'manifest', 'hashes', 'compare', 'Report', 'verify', 'Fetched',
+           'fetch']
 
 # %% ../nbs/02_densesirst.ipynb #003
 import csv, dataclasses, functools, gzip, hashlib, http.client, io, os, shutil, struct, subprocess, zipfile, zlib
@@ -206,6 +207,12 @@ COUNTS = dict(images=1024, targets=13655, real=648, trainval_v2=768, train_v2=51
 FOLDERS = ("PNGImages", "SIRST/BBox", "SIRST/PaletteMask", "SkySeg/PaletteMask")
 
 
+def called(*datasets):
+    """How the ledger calls what a run used, from one or several DenseSIRST: "DenseSIRST", or how many images of it were at hand: "DenseSIRST, 40 + 32 images"."""
+    whole = all(len(d) == COUNTS.get("images" if d.split == "all" else d.split) for d in datasets)
+    return "DenseSIRST" if whole else f"DenseSIRST, {' + '.join(str(len(d)) for d in datasets)} images"
+
+
 def check_root(root):
     """`root` as a Path when it has DenseSIRST's folders; InputError naming what is missing otherwise."""
     root = Path(root)
@@ -244,7 +251,7 @@ def names(root, split):
     root = check_root(root)
     if split == "all": return names(root, "trainval_v2") + names(root, "test_v2")
     path = _split_file(root, split)
-    found = [line.strip() for line in _bytes(path).decode("utf-8", "replace").splitlines() if line.strip()]
+    found = [line.strip() for line in _bytes(path).decode("utf-8-sig", "replace").splitlines() if line.strip()]
     if not found: raise InputError(f"{path} names no image: write one name a line")
     there, seen = {f[:-4] for f in os.listdir(root / "PNGImages") if f.endswith(".png")}, set()
     for name in found:
@@ -386,7 +393,8 @@ def statistics(source, progress=True):
         median_distance=np.nanmedian(m["distance"]) if grouped.any() else float("nan"), clusters=int(count), targets_per_cluster=grouped.sum() / count if count else float("nan"),
         contrast_below_2=(m["contrast"] < 2).mean(), brightest=m["brightest"].mean(), pasted_in_sky=m["in_sky"][~real].mean() if (~real).any() else float("nan"),
         sky_fraction=m["sky_fraction"].mean(), images_without_sky=int((m["sky_fraction"] == 0).sum()))
-    return {key: float(value) if isinstance(value, np.floating) else value for key, value in row.items()}
+    row = {key: float(value) if isinstance(value, np.floating) else value for key, value in row.items()}
+    return {key: None if value != value else value for key, value in row.items()}
 
 # %% ../nbs/02_densesirst.ipynb #082
 def published(name):
@@ -511,7 +519,7 @@ def _split_findings(root, counts, findings):
     files = sorted((root / "Splits").glob("*.txt"))
     findings["newline"] += [p.name for p in files if not _bytes(p).endswith(b"\n")]
     old = root / "Splits/test_v1.txt"
-    if old.is_file() and counts["trainval_v2"]: findings["overlap"] += sorted(set(old.read_text().split()) & set(names(root, "trainval_v2")))
+    if old.is_file() and counts["trainval_v2"]: findings["overlap"] += sorted(set(_bytes(old).decode("utf-8", "replace").split()) & set(names(root, "trainval_v2")))
 
 # %% ../nbs/02_densesirst.ipynb #096
 def verify(root, progress=True):

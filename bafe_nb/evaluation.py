@@ -122,7 +122,7 @@ def _fine_masks(maps):
 
 # %% ../nbs/12_evaluation.ipynb #023
 LARGE = 4_000_000   # pixels above which an image is cut into tiles without being asked
-TILE, HALO = 1024, 128
+TILE, HALO = 1024, 192     # pixels; a logit of bafe-hr-nano depends on 185 to each side
 
 
 def found_boxes(model, boxes=None):
@@ -148,6 +148,7 @@ def predict(model, image, threshold=0.05, per_image=1000, tile=None, halo=HALO, 
     and the four with x and y exchanged; guesses and likeliest, see fine.fine_detections.
     """
     image, preset = grey(image), model.preset
+    if tile and preset.size: raise InputError(f"{preset.name} squeezes every image to {preset.size} x {preset.size} pixels: leave tile out")
     (height, width), strides = image.shape, preset.head.strides
     reading = dict(threshold=threshold, per_image=per_image, guesses=guesses, likeliest=likeliest)
     if isinstance(preset.head, fine.FineConfig): return _fine_prediction(model, image, tile, halo, found_boxes(model, boxes), reflections, reading)
@@ -227,14 +228,13 @@ def _fine_prediction(model, image, tile, halo, boxes, reflections, reading):
 
 # %% ../nbs/12_evaluation.ipynb #039
 def _configured(weights, *keys):
-    """An entry of the config.json beside a weights file, None where there is no such file; InputError when it cannot be read."""
+    """An entry of the config.json beside a weights file, None where there is no such file or entry; InputError when it cannot be read."""
     path = Path(weights).with_name("config.json")
     if not path.exists(): return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        for key in keys: value = value[key]
-    except (ValueError, KeyError, TypeError): raise InputError(f"{path} is no configuration of a run: mend or remove it") from None
-    return value
+    try: config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError: raise InputError(f"{path} is no JSON: mend or remove it") from None
+    for key in keys: config = config.get(key) if isinstance(config, dict) else None      # a config.json of something else tells nothing
+    return config
 
 # %% ../nbs/12_evaluation.ipynb #040
 def read_model(source, device="cpu"):
@@ -258,8 +258,7 @@ def seed_of(source):
 def name_of(source, model):
     """The preset's name of a model read from `source`, with ", tuned" where config.json beside the weights says that the run began from other weights."""
     if isinstance(source, torch.nn.Module): return model.preset.name
-    config = _configured(Path(source) / "x" if Path(source).is_dir() else Path(source)) or {}
-    return model.preset.name + ", tuned" * bool(config.get("start"))
+    return model.preset.name + ", tuned" * bool(_configured(Path(source) / "x" if Path(source).is_dir() else Path(source), "start"))
 
 # %% ../nbs/12_evaluation.ipynb #050
 def predict_all(model, dataset, progress=True, **options):

@@ -228,7 +228,8 @@ def pack(root, out, parts=8):
     Nothing is lost but colour: DenseSIRST reads equal Samples from what `unpack` makes of them. InputError when a part would have more than LARGEST bytes.
     """
     names, splits, paths = densesirst.names(root, "all"), _splits(root), []
-    if not 0 < parts <= len(names): raise InputError(f"{parts} parts of {len(names)} images: ask for 1 to {len(names)}")
+    most = min(len(names), 99)
+    if not 0 < parts <= most: raise InputError(f"{parts} parts of {len(names)} images: ask for 1 to {most}")
     Path(out).mkdir(parents=True, exist_ok=True)
     for k in range(parts):
         paths.append(Path(out) / _part_name(k, parts))

@@ -38,7 +38,7 @@ def style():
 
 # %% ../nbs/22_figures.ipynb #008
 def save(fig, folder, name, most=500_000):
-    """Write NAME.png (at most `most` bytes, else ValueError) and NAME.svg into `folder` and close the figure; returns the two paths."""
+    """Write NAME.png (at most `most` bytes, else InputError) and NAME.svg into `folder` and close the figure; returns the two paths."""
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     for dpi in (300, 200, 150, 110, 80, 60):
@@ -46,7 +46,7 @@ def save(fig, folder, name, most=500_000):
         if png.stat().st_size <= most: break
     else:
         size = png.stat().st_size; png.unlink(); plt.close(fig)
-        raise ValueError(f"{png}: {size:,} bytes at 60 dots per inch, at most {most:,} allowed; draw less in it")
+        raise InputError(f"{png}: {size:,} bytes at 60 dots per inch, at most {most:,} allowed; draw less in it")
     with plt.rc_context({"svg.hashsalt": name}): fig.savefig(svg, metadata={"Date": None})
     plt.close(fig)
     return png, svg
@@ -135,7 +135,7 @@ def _stamp_of(law, sample, seed):
     rng = np.random.default_rng(seed)
     sx, sy = rng.uniform(.3, .6, 2); mx, my = -rng.uniform(0, .2, 2)
     x1, y1, x2, y2 = bank.crops[k].box
-    return pixels, bagcp.gaussian(max(y2 - y1, 2), max(x2 - x1, 2), sx, sy, mx, my, np.deg2rad(rng.uniform(-90, 90))), "random Gaussian weight"
+    return pixels, bagcp.gaussian(max(y2 - y1, 2), max(x2 - x1, 2), sx, sy, mx, my, int(rng.integers(-90, 90))), "random Gaussian weight"
 
 
 def _grew(sample, law, seed, tries=60):
@@ -318,7 +318,7 @@ def _tally(ax, sample, detections, threshold, zoom):
 
 # %% ../nbs/22_figures.ipynb #041
 def qualitative(samples, methods, threshold):
-    """One row per sample; columns: input, truth, each method. The window with most targets; hits solid green, misses dashed amber, false alarms dotted red.
+    """One row per sample; columns: input, truth, each method. The window with most targets; hits solid green, misses dashed orange, false alarms dotted vermilion.
 
     methods: heading -> dictionary of image name -> detections (n, 5). threshold: heading -> score above which a detection is drawn.
     """
@@ -546,7 +546,10 @@ def _pasting(m):
     """A training image with room in the sky, for the pipeline figure."""
     if m.root is None: raise Waiting("the images of DenseSIRST are not at hand (bafe data fetch)")
     train = DenseSIRST(m.root, "trainval_v2")
-    return next(s for s in (train[i] for i in range(len(train))) if len(s.boxes) > 12 and s.sky.mean() > .5 and s.image[s.sky].std() > 8)
+    fit = (s for s in (train[i] for i in range(len(train))) if len(s.boxes) > 12 and s.sky.mean() > .5 and s.image[s.sky].std() > 8)
+    sample = next(fit, None)
+    if sample is None: raise Waiting("none of the training images at hand has more than 12 targets and room in its sky")
+    return sample
 
 # %% ../nbs/22_figures.ipynb #069
 def _with(rows, kind):
@@ -571,7 +574,7 @@ FIGURES = dict(   # name -> (what draws it, caption)
     architecture=(lambda m: architecture("paper-r18"), "BAFE-Net with ResNet-18 as released in August 2024, drawn from its preset."),
     architecture_hr=(lambda m: architecture("bafe-hr"), "The high-resolution preset of this suite, drawn from its preset."),
     exchange=(lambda m: exchange_picture(), "Which channels stand in which slot after an exchange of half of eight channels."),
-    found_missed_false=(_shown, "Three test images: input, truth, and what each method found (solid green), missed (dashed amber) and invented (dotted red), at the score where its precision over the split is 0.9."),
+    found_missed_false=(_shown, "Three test images: input, truth, and what each method found (solid green), missed (dashed orange) and invented (dotted vermilion), at the score where its precision over the split is 0.9."),
     precision_recall=(lambda m: precision_recall(curves(m.found, m.test), f"test_v2, {len(m.test)} images"), "Precision against recall on test_v2, corrected protocol."),
     standings=(lambda m: standings(m.rows), "mAP07 on test_v2. Grey: published, paper protocol, best epoch chosen on the test images. Hatched: filters; dotted: networks of this suite, corrected protocol, last epoch."),
     ladder=(lambda m: ladder(_with(m.rows, "ladder")), "mAP12 on test_v2, one change a rung, one network, one budget; a stroke a seed, means joined."),

@@ -197,6 +197,8 @@ def fine_losses(head, maps, boxes, sky, targets, weights=None):
     """
     n, _, h, w = maps.classes.shape
     if len(boxes) != n: raise InputError(f"{len(boxes)} lists of boxes for {n} images: pass one (n, 4) array per image, empty if it has no target")
+    for name, m in dict(sky=sky, targets=targets).items():
+        if tuple(m.shape) != (n, h, w): raise InputError(f"{name} has shape {tuple(m.shape)}: pass bool {(n, h, w)}, a mask of each image at its size")
     found = assign(boxes, [(h, w)], EVERY_PIXEL, maps.classes.device)
     place, truth = found.places[0], found.boxes[0].float()
     weight = 1.0 if weights is None else weights.to(place.device)[found.owner[0]]
@@ -211,7 +213,7 @@ def fine_losses(head, maps, boxes, sky, targets, weights=None):
 # %% ../nbs/09b_fine_head.ipynb #040
 def peaks(classes, threshold, most):
     """Pixels of logits (h, w) over the score `threshold` that no neighbour exceeds: score, row, column, each (k,), the best `most` by falling score."""
-    low = float(np.log(threshold / (1 - threshold))) if 0 < threshold < 1 else -np.inf
+    low = float(np.log(threshold / (1 - threshold))) if 0 < threshold < 1 else np.copysign(np.inf, threshold - 0.5)
     row, column = (classes > low).nonzero(as_tuple=True)
     around = windows(classes[None, None], torch.zeros_like(row), row, column, 3).flatten(1)
     top = around[:, 4] >= around.amax(1); row, column = row[top], column[top]

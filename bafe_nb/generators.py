@@ -121,7 +121,8 @@ def recall_at_precision(detections, boxes, fresh, precision=0.9):
     hits = [centre_hits(d, b) for d, b in zip(detections, boxes)]
     score = np.concatenate([d[:, 4] for d in detections]); hit = np.concatenate(hits) >= 0
     order = np.argsort(-score, kind="stable")
-    good = np.flatnonzero(hit[order].cumsum() >= precision * np.arange(1, len(order) + 1))
+    last = np.append(np.diff(score[order]) < 0, True)          # of detections with equal scores: all of them or none
+    good = np.flatnonzero(last & (hit[order].cumsum() >= precision * np.arange(1, len(order) + 1)))
     if not len(good): return 0.0, 0.0, None
     cut = score[order[good[-1]]]
     seen = [f[np.unique(h[(h >= 0) & (d[:, 4] >= cut)])] for h, d, f in zip(hits, detections, fresh)]

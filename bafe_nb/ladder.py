@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import evaluation, ledger, training
 from .bafenet import Preset
-from .densesirst import DenseSIRST
+from .densesirst import DenseSIRST, called
 from .head import HeadConfig
 from .training import Schedule
 
@@ -67,7 +67,7 @@ def climb(rung, seed, train, test, out, epochs=4, progress=True):
     trained = training.train(config, train, out, resume=True, progress=progress)
     model, _ = evaluation.read_model(out)
     found, ms = evaluation.predict_all(model, test, progress, boxes=rung.boxes)
-    common = dict(kind="ladder", rung=rung.name, seed=seed, split=test.split, preset=trained["preset"], parameters=trained["parameters"], passes=trained["passes"],
+    common = dict(kind="ladder", data=called(train, test), rung=rung.name, seed=seed, split=test.split, preset=trained["preset"], parameters=trained["parameters"], passes=trained["passes"],
                   seconds=trained["seconds"], ms_per_image=round(ms, 1))
     return [common | evaluation.score(found, test, protocol) for protocol in ("paper", "corrected")]
 

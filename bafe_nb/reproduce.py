@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from . import bafenet, classical, evaluation, figures, ledger, pictures, scores, tables, training
 from .boxes import InputError
-from .densesirst import DenseSIRST
+from .densesirst import DenseSIRST, called
 from .scenes import Scenes
 
 # %% ../nbs/24_main_job.ipynb #005
@@ -53,7 +53,7 @@ def sources(data, plan):
     if data is None:
         return Kept(Scenes(plan.scenes_train, plan.seed)), Kept(Scenes(plan.scenes_test, plan.seed, split="test")), "scenes", "test"
     train, test = DenseSIRST(data, "trainval_v2"), DenseSIRST(data, "test_v2")
-    return train, test, "DenseSIRST" if len(train) == 768 else f"DenseSIRST, {len(train)} + {len(test)} images", "test_v2"
+    return train, test, called(train, test), "test_v2"
 
 # %% ../nbs/24_main_job.ipynb #010
 def schedule_for(plan, images):
@@ -123,7 +123,9 @@ def _begin(out, plan, data):
     now = dict(dataclasses.asdict(plan), data="scenes" if data is None else "DenseSIRST")
     path = out / "plan.json"
     if path.exists():
-        if json.loads(path.read_text()) != now: raise InputError(f"{out} holds a run of another plan: choose another folder with --out")
+        try: before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError: raise InputError(f"{path} is no plan of a run: choose another folder with --out") from None
+        if before != now: raise InputError(f"{out} holds a run of another plan: choose another folder with --out")
     elif out.exists() and any(out.iterdir()): raise InputError(f"{out} is not empty and holds no run: choose another folder with --out")
     else: training.write_whole(path, json.dumps(now, indent=1).encode())
 

@@ -12,7 +12,6 @@ __all__ = ['HIT', 'NEITHER', 'FALSE_ALARM', 'PROTOCOLS', 'as_detections', 'best_
 import dataclasses
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -313,11 +312,12 @@ def _pick(lists, keep):
 
 
 def _headline(d, b, protocol, threshold):
-    """The whole split: AP, recall, and precision, recall and F1 at the threshold."""
+    """The whole split: AP, recall, and precision, recall and F1 at the threshold; None for what needs a target when there is none."""
     c = voc_ap(d, b, None, protocol.iou, 11, protocol.legacy)
     p, r, f = c.at(threshold)
-    return c, dict(map07=c.ap, map12=average_precision(c.recalls, c.precisions, None), recall=c.recall,
-                   map50_95=mean_ap(d, b, protocol.legacy), threshold=float(threshold), precision=p, recall_at_threshold=r, f1=f)
+    row = dict(map07=c.ap, map12=average_precision(c.recalls, c.precisions, None), recall=c.recall,
+               map50_95=mean_ap(d, b, protocol.legacy), threshold=float(threshold), precision=p, recall_at_threshold=r, f1=f)
+    return c, row if c.total else row | dict.fromkeys(("map07", "map12", "recall", "map50_95", "recall_at_threshold", "f1"))
 
 # %% ../nbs/04_scores.ipynb #054
 def _part(d, b, ignored, protocol, ending):
@@ -387,15 +387,14 @@ def write_detections(path, detections):
         for x1, y1, x2, y2, score in as_detections(d).astype(np.float64).tolist():
             entries.append(dict(image_id=name, category_id=1, bbox=[x1, y1, x2 - x1, y2 - y1], score=score))
     path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part = tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8")
+        part.write_text(json.dumps(entries), encoding="utf-8")
+        os.replace(part, path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): give a folder that exists and is yours") from None
-    try:
-        with part: json.dump(entries, part)
-        os.replace(part.name, path)
+        raise InputError(f"{path} cannot be written ({error.strerror}): give a folder that exists and is yours, with space in it") from None
     finally:
-        Path(part.name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 # %% ../nbs/04_scores.ipynb #061
 def _entry(entry, known):

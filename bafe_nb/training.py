@@ -103,11 +103,14 @@ def _problem(s):
     """What is wrong with the schedule `s`, as words, or None."""
     for field, words in CHOICES.items():
         if getattr(s, field) not in words: return f"{field} is {getattr(s, field)!r}: use one of {', '.join(words)}"
-    for field in ("epochs", "repeats", "batch"):
-        if getattr(s, field) < 1: return f"{field} is {getattr(s, field)}: use 1 or more"
-    if not 0 <= s.stretch <= 1: return f"stretch is {s.stretch}: use a share from 0 to 1"
-    if s.real_weight <= 0: return f"real_weight is {s.real_weight}: use a number above 0"
-    if s.lr <= 0: return f"lr is {s.lr}: use a number above 0"
+    for field in ("epochs", "repeats", "batch", "bank"):
+        if getattr(s, field) != int(getattr(s, field)) or getattr(s, field) < 1: return f"{field} is {getattr(s, field)}: use a whole number, 1 or more"
+    for field in ("lr", "real_weight", "crop", "squeeze", "clip"):
+        if getattr(s, field) is not None and not getattr(s, field) > 0: return f"{field} is {getattr(s, field)}: use a number above 0"
+    for field in ("stretch", "focus", "real", "average"):
+        if not 0 <= (getattr(s, field) or 0) <= 1: return f"{field} is {getattr(s, field)}: use a share from 0 to 1"
+    for field in ("weight_decay", "gain", "offset"):
+        if not getattr(s, field) >= 0: return f"{field} is {getattr(s, field)}: use 0 or more"
     if s.squeeze is None and s.crop is None and s.batch > 1:
         return f"images of several sizes do not fit into a batch of {s.batch}: set crop or squeeze, or batch=1"
     return None
@@ -397,6 +400,8 @@ class TrainConfig:
     def __post_init__(self):
         for field, value in zip(("preset", "schedule"), _resolved(self)): object.__setattr__(self, field, value)
         weight, fine_head = self.schedule.real_weight, isinstance(self.preset.head, fine.FineConfig)
+        if self.imagenet and (self.start or not self.preset.backbone.startswith("resnet")):
+            raise InputError(f"{self.preset.name}: imagenet weights are for a ResNet that does not start from other weights: leave imagenet out")
         if weight != 1 and not fine_head: raise InputError(f"{self.preset.name}: real_weight is {weight}, which only a fine head can use: leave it at 1")
 
 # %% ../nbs/11_training.ipynb #068
@@ -458,9 +463,13 @@ def _difference(a, b, where=""):
 # %% ../nbs/11_training.ipynb #072
 def device_of(config):
     """The torch device of a configuration: 'auto' is a GPU where there is one."""
-    if config.device == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.device == "cuda" and not torch.cuda.is_available(): raise InputError("device 'cuda': no GPU is at hand: use device='cpu'")
-    return torch.device(config.device)
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.device == "auto": return torch.device("cuda" if there else "cpu")
+    try: device = torch.device(config.device)
+    except RuntimeError: raise InputError(f"device {config.device!r} is unknown: use 'auto', 'cpu' or 'cuda'") from None
+    if device.type == "cuda" and not there: raise InputError(f"device {config.device!r}: no GPU is at hand: use device='cpu'")
+    if (device.index or 0) >= max(there, 1): raise InputError(f"device {config.device!r}: this machine has GPUs 0 to {there - 1}: use one of them")
+    return device
 
 
 def _precision(config):
@@ -624,8 +633,9 @@ def _newest(folder):
     """Content of the newest checkpoint that can be read, or None when there is none at all; InputError when all are damaged."""
     found = sorted((Path(folder) / "checkpoints").glob("*.pt"), reverse=True)
     for path in found:
-        try: return torch.load(path, map_location="cpu", weights_only=True)
+        try: state = torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError): continue
+        if isinstance(state, dict) and {"step", "model", "optimiser", "random"} <= set(state): return state
     if found: raise InputError(f"{found[0].parent}: none of {len(found)} checkpoints can be read: start again in another folder")
     return None
 
@@ -712,20 +722,21 @@ def collect(run, folder):
     return fresh
 
 # %% ../nbs/11_training.ipynb #100
-def _claim(out, now, resume):
-    """Write config.json into the folder `out`, or compare it with the one that is there."""
+def _agree(out, now, resume):
+    """Whether the folder `out` already holds this run; InputError when it may not go on, or holds another."""
     path = out / "config.json"
-    if path.exists():
-        if not resume: raise InputError(f"{out} holds a run: resume it, or choose another folder")
-        try: before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError: raise InputError(f"{path} is no JSON: choose another folder") from None
-        changed = _difference(_completed(before), now)
-        if changed: raise InputError(f"{out} holds another run: {changed}; resume with the configuration it began with, or choose another folder")
-    else: write_whole(path, json.dumps(now, indent=1).encode())
+    if not path.exists(): return False
+    if not resume: raise InputError(f"{out} holds a run: resume it, or choose another folder")
+    try: before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError: raise InputError(f"{path} is no JSON: choose another folder") from None
+    changed = _difference(_completed(before), now)
+    if changed: raise InputError(f"{out} holds another run: {changed}; resume with the configuration it began with, or choose another folder")
+    return True
 
 # %% ../nbs/11_training.ipynb #101
 def begin(config, data, out, resume=False):
-    """A Run in folder `out`: new, or put back to its newest checkpoint. config.json is written first.
+    """A Run in folder `out`: new, or put back to its newest checkpoint. config.json is written once data and first weights could be read, so that
+    a run that cannot begin leaves no folder behind.
 
     InputError for a folder that holds a run when `resume` is false, for another configuration than the one begun with, for an empty dataset, and for a
     batch that cannot be split over all processes.
@@ -734,9 +745,10 @@ def begin(config, data, out, resume=False):
     if len(data) == 0: raise InputError("the dataset is empty: name a split with images")
     _divisible(config.schedule, len(data))
     now = description(config, data)
-    by_first(lambda: _claim(out, now, resume))
+    known = by_first(lambda: _agree(out, now, resume))
     if config.threads: torch.set_num_threads(config.threads)
     run = Run(config, Examples(data, config.schedule, config.seed))
+    if not known: by_first(lambda: write_whole(out / "config.json", json.dumps(now, indent=1).encode()))
     if resume: restore(run, out)
     by_first(lambda: write_whole(out / "losses.csv", _table(run.history).encode()))
     return run
@@ -825,7 +837,7 @@ def _row(run):
     last = run.history[-run.an_epoch:]
     means = {f"loss_{k}": sum(r[k] for r in last) / len(last) for k in last[0] if k not in ("step", "epoch", "lr")}
     config, norm = run.config, run.config.preset.norm
-    return dict(preset=config.preset.name, seed=config.seed, schedule=config.schedule.name, images=len(run.examples.data),
+    return dict(preset=config.preset.name + ", tuned" * bool(config.start), seed=config.seed, schedule=config.schedule.name, images=len(run.examples.data),
                 passes=len(run.examples) * config.schedule.epochs, steps=run.step, seconds=round(run.seconds, 2), device=_device_name(run.device),
                 threads=torch.get_num_threads(), torch=torch.__version__, precision=_precision(config), start="imagenet" if config.imagenet else f"weights {_fingerprint(config)}" if config.start else "random",
                 norm=norm, parameters=sum(p.numel() for p in run.model.parameters()), **means,

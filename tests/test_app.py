@@ -11,6 +11,9 @@ import pytest
 from bafe_nb import app, bafenet, densesirst, evaluation, ledger, scenes, scores
 
 
+NANO = Path(__file__).parent.parent / "weights" / "bafe-hr-nano.safetensors"
+
+
 @pytest.fixture()
 def bafe(capsys):
     """Run a command line; returns (exit status, what stdout got, what stderr got)."""
@@ -102,14 +105,16 @@ def damage_name(root, s): (root / "Splits/test_v2.txt").write_text(f"{s.name}\nn
 
 @pytest.mark.parametrize("words, culprits", [
     (("train", "bafe-small", "--data", "scenes", "--out", "r", "--device", "gpu"), ("--device", "gpu", "cuda")), (("train", "bafe-small", "--data", "scenes", "--out", "r", "--workers", "-1"), ("--workers", "from 0")),
-    (("train", "bafe-small", "--data", "scenes", "--out", "taken"), ("taken is a file",)), (("bench", "bagcp", "--runs", "0"), ("--runs", "from 1")), (("tables", "--ledger", "picture.png"), ("picture.png is no CSV",)),
-    (("tables", "--ledger", "nothere.csv"), ("nothere.csv has no rows",)), (("tables", "--ledger", "list.json"), ("list.json has no rows",)), (("figures", "--results", "nowhere"), ("nowhere is no folder",)),
+    (("train", "bafe-small", "--data", "scenes", "--out", "taken"), ("taken is a file",)), (("train", "bafe-small", "--data", "scenes", "--out", "r", "--imagenet", "x.pth"), ("bafe-small", "for a ResNet")),
+    (("train", "bafe-small", "--data", "scenes", "--out", "r", "--ledger", "broken.csv"), ("broken.csv", "another number of cells")), (("evaluate", "top_hat", "--data", "scenes", "--ledger", "notes.txt"), ("notes.txt is no ledger",)), (("bench", "bagcp", "--runs", "0"), ("--runs", "from 1")), (("tables", "--ledger", "picture.png"), ("picture.png is no CSV",)),
+    (("tables", "--ledger", "nothere.csv"), ("nothere.csv has no rows",)), (("tables", "--ledger", "list.json"), ("list.json is no ledger",)), (("figures", "--results", "nowhere"), ("nowhere is no folder",)),
     (("detect", "w", "i.png", "--out", "f", "--threshold", "nan"), ("--threshold", "from 0 to 1")), (("evaluate", "top_hat", "--data", "scenes", "--threshold", "-1"), ("--threshold", "from 0")),
     (("detect", "w", "i.png", "--out", "f", "--tile", "-5"), ("--tile", "from 32")), (("evaluate", "top_hat", "--data", "scenes", "--protocol", "papr"), ("--protocol", "papr", "corrected")),
     (("evaluate", "top_hat", "--data", "scenes", "--detections", "gone/d.json"), ("gone is not there",)), (("evaluate", "top_hat", "--data", "scenes", "--ledger", "folder"), ("folder is a folder",)),
     (("detect", "w", "i.png", "--out", "taken"), ("taken is a file",)), (("evaluate", "tophat", "--data", "scenes"), ("tophat", "top_hat"))])
 def test_wrong_words_are_refused_before_the_work(bafe, tmp_path, monkeypatch, words, culprits):
     monkeypatch.chdir(tmp_path); (tmp_path / "folder").mkdir(); (tmp_path / "taken").write_text(""); (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "broken.csv").write_text("kind,preset\ntrain,toy,7\n"); (tmp_path / "notes.txt").write_text("My notes\n\nfirst line\n")
     cv2.imwrite("picture.png", scenes.scene(0).image); before = sorted(tmp_path.iterdir())
     refused(bafe(*words), *culprits)
     assert sorted(tmp_path.iterdir()) == before
@@ -143,6 +148,49 @@ def test_detect_leaves_nothing_when_one_image_is_bad(bafe, tmp_path, weights):
 def test_detect_refuses_two_images_of_one_name(bafe, tmp_path, weights):
     for folder in ("a", "b"): (tmp_path / folder).mkdir(); cv2.imwrite(str(tmp_path / folder / "x.png"), np.zeros((64, 64), np.uint8))
     refused(bafe("detect", weights, tmp_path / "a/x.png", tmp_path / "b/x.png", "--out", tmp_path / "out"), "x.png")
+
+
+def test_views_are_counted_and_a_filter_has_none(bafe, tmp_path):
+    cv2.imwrite(str(tmp_path / "i.png"), scenes.scene(6).image); found = {}
+    for k, words in enumerate((("--reflections",), ("--views", 4), ("--views", 8), ())):      # a flag before the image does not swallow it
+        assert bafe("detect", NANO, *words, tmp_path / "i.png", "--out", tmp_path / str(k))[0] == 0
+        found[words] = (tmp_path / str(k) / "detections.json").read_text()
+    assert found["--reflections",] == found["--views", 4] and len(set(found.values())) == 3
+    refused(bafe("detect", NANO, tmp_path / "i.png", "--views", 3, "--out", tmp_path / "x"), "--views")
+    for words in (("--guesses", 3), ("--views", 8), ("--least", 0.02)): refused(bafe("evaluate", "top_hat", "--data", "scenes", *words), "top_hat is a filter")
+
+
+def test_detect_does_not_write_over_its_images(bafe, tmp_path, weights):
+    path = tmp_path / "x.png"; cv2.imwrite(str(path), np.zeros((64, 64), np.uint8)); before = path.read_bytes()
+    refused(bafe("detect", weights, path, "--out", tmp_path), "folder of x.png", "name another")
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_detect_moves_minus_one_boxes_back_as_evaluate_does(bafe, tmp_path):
+    """A run that was taught minus-one boxes says so in config.json beside its weights."""
+    sample, found = next(s for s in map(scenes.scene, range(20)) if len(s.boxes) > 2), []
+    cv2.imwrite(str(tmp_path / "i.png"), sample.image); model, _ = evaluation.read_model(NANO)
+    for boxes in ("corrected", "paper"):
+        run = tmp_path / boxes; run.mkdir(); (run / "weights.safetensors").write_bytes(NANO.read_bytes())
+        (run / "config.json").write_text(json.dumps(dict(seed=0, schedule=dict(boxes=boxes))))
+        assert bafe("detect", run / "weights.safetensors", tmp_path / "i.png", "--out", tmp_path / f"out-{boxes}")[0] == 0
+        found.append(scores.read_detections(tmp_path / f"out-{boxes}/detections.json")["i"])
+    plain = evaluation.predict(model, sample).detections
+    assert np.allclose(found[0], plain, atol=1e-3) and np.allclose(found[1], evaluation.predict(model, sample, boxes="paper").detections, atol=1e-3) and not np.allclose(found[0], found[1])
+
+
+def test_pictures_of_thin_strips_stay_small():
+    assert app.annotated(np.zeros((2, 2400), np.uint8), np.zeros((0, 5)), 0.3).shape == (2, 2400, 3) and app.annotated(np.zeros((100, 300), np.uint8), np.zeros((0, 5)), 0.3).shape == (900, 2700, 3)
+
+
+def test_a_split_of_ones_own_and_the_whole(bafe, devkit, tmp_path):
+    root, samples = devkit; path = tmp_path / "l.csv"
+    (root / "Splits/mine.txt").write_text(samples[0].name); (root / "Splits/trainval_v2.txt").write_text(samples[0].name); (root / "Splits/test_v2.txt").write_text(samples[1].name)
+    for split, images in (("mine", 1), ("all", 2)):
+        assert bafe("evaluate", "top_hat", "--data", root, "--split", split, "--ledger", path)[0] == 0
+        assert ledger.read(path)[-1]["data"] == f"DenseSIRST, {images} images"
+    assert bafe("data", "stats", root, "--ledger", path)[0] == 0 and ledger.read(path)[-1]["data"] == "DenseSIRST, 2 images"
+    assert densesirst.called(densesirst.DenseSIRST(root, "mine"), densesirst.DenseSIRST(root, "all")) == "DenseSIRST, 1 + 2 images"
 
 
 def test_detect_writes_a_picture_an_image_and_one_list(bafe, tmp_path, weights):

@@ -130,6 +130,10 @@ def test_suppression_by_hand():
     assert B.nms(b, scores[::-1]).tolist() == [4, 3, 1]
 
 
+def test_suppression_wants_a_score_for_each_box():
+    with pytest.raises(InputError, match="3 boxes and 2 scores"): B.nms(np.array([[0, 0, 3, 3]] * 3, np.float32), [.5, .4])
+
+
 def test_suppression_is_strict_and_ties_keep_their_order():
     half = [[0, 0, 2, 1], [0, 0, 1, 1]]
     assert B.nms(half, [1.0, 0.5]).tolist() == [0, 1]

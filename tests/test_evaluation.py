@@ -158,8 +158,11 @@ def test_bad_input_is_named(run, tmp_path):
     with pytest.raises(InputError, match="protocol"): evaluation.evaluate(run, scenes.Scenes(1), "voc", progress=False)
     (tmp_path / "config.json").write_text("{")
     (tmp_path / "weights.safetensors").write_bytes((run / "weights.safetensors").read_bytes())
-    with pytest.raises(InputError, match="config.json is no configuration of a run"): evaluation.read_model(tmp_path)
-    with pytest.raises(InputError, match="config.json is no configuration of a run"): evaluation.seed_of(tmp_path)
+    with pytest.raises(InputError, match="config.json is no JSON"): evaluation.read_model(tmp_path)
+    with pytest.raises(InputError, match="config.json is no JSON"): evaluation.seed_of(tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": ["x"], "schedule": []}')     # of another library
+    assert evaluation.read_model(tmp_path)[1] is None and evaluation.seed_of(tmp_path) is None and evaluation.name_of(tmp_path, model) == model.preset.name
+    with pytest.raises(InputError, match="squeezes every image to 512 x 512 pixels: leave tile out"): evaluation.predict(bafenet.build("paper-r18-july").eval(), scenes.scene(0), tile=256)
 
 
 def test_paper_model_on_real_images(data):
@@ -236,6 +239,15 @@ def test_eight_looks_answer_alike_with_x_and_y_exchanged():
 def test_a_lower_least_score_adds_detections_and_is_named():
     few = scenes.Scenes(3); (a, found), (b, more) = (evaluation.evaluate(WEIGHTS, few, progress=False, least=t) for t in (0.05, 0.01))
     assert (a["preset"], b["preset"]) == ("bafe-hr-nano", "bafe-hr-nano, from 0.01") and sum(map(len, more.values())) > sum(map(len, found.values()))
+
+
+@pytest.mark.parametrize("name", ["bafe-hr-nano", "bafe-hr"])
+def test_the_default_halo_holds_all_that_a_network_sees(name):
+    """Maps from tiles equal those of the whole image, with the weights of the repository."""
+    model, _ = evaluation.read_model(WEIGHTS.with_name(f"{name}.safetensors"))
+    image = np.concatenate([scenes.scene(k).image for k in (6, 8, 10)], 1)[:96]
+    with torch.inference_mode(): whole, cut = evaluation._maps(model, image), evaluation._stitched(model, image, 2 * evaluation.HALO + 64, evaluation.HALO)
+    for field in ("classes", "mask", "sky", "features"): assert torch.allclose(getattr(whole, field), getattr(cut, field), atol=2e-4), field
 
 
 def test_only_fine_heads_look_four_times():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from bafe_nb import figures, ledger, scenes, scores
+from bafe_nb import bagcp, figures, ledger, scenes, scores
 
 ROOT = Path(__file__).parent.parent
 
@@ -112,6 +112,14 @@ def test_the_diagram_says_what_the_preset_says(preset):
     words = " ".join(text.get_text() for text in ax.texts).replace("\n", " ")
     assert f"{bafenet.count(preset)[0]:,}" in ax.get_title() and f"{head.exchange} exchange" in words and f"{head.channels} channels" in words
     assert ("large-kernel" in words) == (preset == "paper-r18")
+
+
+def test_the_weight_in_the_pipeline_is_turned_by_whole_degrees():
+    """The same draws through notebook 05's function, which takes degrees."""
+    sample = next(s for s in map(scenes.scene, range(20)) if len(s.boxes) > 4)
+    pixels, weight, _ = figures._stamp_of("paper", sample, 3)
+    rng = np.random.default_rng(3); sx, sy = rng.uniform(.3, .6, 2); mx, my = -rng.uniform(0, .2, 2)
+    assert any(np.allclose(weight, bagcp.gaussian(*weight.shape, sx, sy, mx, my, angle)) for angle in range(-90, 90)) and not np.allclose(weight, bagcp.gaussian(*weight.shape, sx, sy, mx, my, 0))
 
 
 def test_exchanged_slots_are_half_and_shared_where_the_exchange_shares_them():

@@ -81,6 +81,17 @@ def test_every_parameter_is_trained(change):
     assert silent == [] and ("sky" in parts) == change.get("sky", True)
 
 
+def test_masks_of_another_size_are_refused():
+    model = bafenet.build(TINY).eval(); sample = scenes.scene(5); maps = model(model.normalise(torch.from_numpy(sample.image)[None]))
+    full, small = torch.zeros(1, *sample.image.shape, dtype=torch.bool), torch.zeros(1, 100, 100, dtype=torch.bool)
+    with pytest.raises(InputError, match=r"sky has shape \(1, 100, 100\)"): fine.fine_losses(model.bbox_head, maps, [sample.boxes], small, full)
+    with pytest.raises(InputError, match=r"targets has shape \(1, 100, 100\)"): fine.fine_losses(model.bbox_head, maps, [sample.boxes], full, small)
+
+
+def test_no_peak_is_over_a_threshold_of_one():
+    logits = torch.randn(20, 20); assert [len(fine.peaks(logits, t, 1000)[0]) > 0 for t in (0.0, 0.5, 1.0)] == [True, True, False]
+
+
 def test_weights_of_boxes_count_in_the_class_loss_alone():
     torch.manual_seed(0); model = bafenet.build(TINY).eval(); sample = scenes.scene(5)
     maps = model(model.normalise(torch.from_numpy(sample.image)[None])); masks = [torch.from_numpy(m)[None] for m in (sample.sky, sample.targets)]

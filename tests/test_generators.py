@@ -62,6 +62,13 @@ def test_recall_by_hand():
     assert recall_at_precision([found[2:3]], [truth], [fresh]) == (0.0, 0.0, None)
 
 
+def test_equal_scores_are_taken_all_or_none():
+    """Nine hits and 91 false alarms of one score, hits first: at that score the precision is 0.09 and nothing else."""
+    truth = np.array([[20 * k, 0, 20 * k + 3, 3] for k in range(9)], np.float32)
+    found = np.concatenate([np.c_[truth, np.full(9, .5)], np.c_[truth[:1] + 1000, [.5]].repeat(91, 0)]).astype(np.float32)
+    assert recall_at_precision([found], [truth], [np.ones(9, bool)], 0.9) == (0.0, 0.0, None)
+
+
 def test_a_perfect_detector_endures_everything():
     rows = endure(lambda s: np.c_[s.boxes, np.full(len(s.boxes), 0.9, np.float32)], scenes.Scenes(6))
     assert [r["condition"] for r in rows] == list(CONDITIONS) and all(r["recall"] == 1 for r in rows)

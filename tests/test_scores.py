@@ -297,6 +297,12 @@ def test_row_is_plain_and_keeps_its_keys():
     assert bare["map07"] == 0 and bare["pd"] == 0 and bare["sky_iou"] is None and bare["score_at_precision_90"] is None
 
 
+def test_a_split_without_targets_has_no_recall():
+    split = Split(); split.samples = [replace(s, boxes=s.boxes[:0], real=s.real[:0], targets=s.targets & False) for s in split.samples]
+    row = S.evaluate({split.samples[0].name: np.array([[1, 1, 4, 4, .9]], np.float32)}, split)
+    assert all(row[k] is None for k in ("map07", "map12", "recall", "map50_95", "recall_at_threshold", "f1", "map12_real", "pd")) and row["precision"] == 0 and row["targets"] == 0
+
+
 def test_paper_protocol_moves_detections_with_the_labels():
     split = Split()
     d, fixed = ideal(split), replace(S.PROTOCOLS["paper"], shift_detections=False)

@@ -70,7 +70,8 @@ def test_warm_up_as_a_share_of_all_steps():
 
 
 @pytest.mark.parametrize("field, value, word", [("optimiser", "sgd", "adamw"), ("policy", "linear", "cosine"), ("flips", "both", "dihedral"),
-                                                ("paste", "glue", "default"), ("boxes", "file", "paper"), ("epochs", 0, "1 or more"), ("lr", 0, "above 0")])
+                                                ("paste", "glue", "default"), ("boxes", "file", "paper"), ("epochs", 0, "1 or more"), ("lr", 0, "above 0"), ("epochs", 1.5, "whole number"), ("bank", 0, "1 or more"),
+                                                ("crop", 0, "above 0"), ("squeeze", -3, "above 0"), ("clip", -1.0, "above 0"), ("focus", 2.0, "from 0 to 1"), ("average", 1.5, "from 0 to 1"), ("weight_decay", -1.0, "0 or more")])
 def test_a_wrong_schedule_is_named(field, value, word):
     with pytest.raises(InputError, match=rf"{field} is .*{word}"): dataclasses.replace(SHORT, **{field: value})
 
@@ -514,10 +515,11 @@ def test_a_run_begins_from_the_weights_of_another(tmp_path):
         run = training.begin(config(seed=5, start=str(start)), scenes.Scenes(4), tmp_path / f"second-{start.name}")
         for model in (run.model, run.average.model): assert all(torch.equal(first[k], v) for k, v in model.state_dict().items())
     c = config(seed=5, start=str(given)); row = training.train(c, scenes.Scenes(4), tmp_path / "third", progress=False)
-    digest = hashlib.sha256(given.read_bytes()).hexdigest()[:8]; assert row["start"] == f"weights {digest}"
+    digest = hashlib.sha256(given.read_bytes()).hexdigest()[:8]; assert row["start"] == f"weights {digest}" and row["preset"] == "tiny, tuned"
     given.write_bytes((tmp_path / "third/weights.safetensors").read_bytes())
     with pytest.raises(InputError, match=f"start was '{digest}' and is now"): training.train(c, scenes.Scenes(4), tmp_path / "third", resume=True, progress=False)
     with pytest.raises(InputError, match="holds tiny, another network than bafe-small: train tiny"): training.Run(config(preset="bafe-small", start=str(given)), training.Examples(scenes.Scenes(4), SHORT, 0))
+    with pytest.raises(InputError, match="imagenet weights are for a ResNet"): training.TrainConfig("paper-r18", imagenet="x.pth", start=str(given))
     with pytest.raises(InputError, match="no weights to start from"): training.train(config(start="nowhere"), scenes.Scenes(4), tmp_path / "fourth", progress=False)
 
 
@@ -533,7 +535,9 @@ def test_real_targets_count_more_where_the_schedule_says_so(data):
 
 def test_no_gpu_is_said(tmp_path):
     if torch.cuda.is_available(): pytest.skip("a GPU is at hand")
-    with pytest.raises(InputError, match="no GPU is at hand"): training.train(config(device="cuda"), scenes.Scenes(4), tmp_path / "run", progress=False)
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(InputError, match=f"'{device}': no GPU is at hand"): training.train(config(device=device), scenes.Scenes(4), tmp_path / "run", progress=False)
+    with pytest.raises(InputError, match="'gpu' is unknown: use 'auto'"): training.train(config(device="gpu"), scenes.Scenes(4), tmp_path / "run", progress=False)
 
 
 def test_a_run_from_before_a_field_existed_goes_on(tmp_path):
@@ -545,3 +549,10 @@ def test_a_run_from_before_a_field_existed_goes_on(tmp_path):
     training.begin(config, scenes.Scenes(4), tmp_path / "run", resume=True)
     with pytest.raises(InputError, match="stretch was 0.0 and is now 0.5"):
         training.begin(dataclasses.replace(config, schedule=dataclasses.replace(SHORT, stretch=0.5)), scenes.Scenes(4), tmp_path / "run", resume=True)
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
+    """The corrected command may take the same folder."""
+    with pytest.raises(InputError, match="no weights to start from"): training.train(config(start="nowhere"), scenes.Scenes(4), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    training.train(config(), scenes.Scenes(4), tmp_path / "run", progress=False)
