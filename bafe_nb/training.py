@@ -88,7 +88,6 @@ class Schedule(Steps):
     real_weight: float = 1.0
     gain: float = 0.0
     offset: float = 0.0
-
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(self.milestones))
         problem = _problem(self)
@@ -399,12 +398,18 @@ class TrainConfig:
 
     def __post_init__(self):
         for field, value in zip(("preset", "schedule"), _resolved(self)): object.__setattr__(self, field, value)
-        weight, fine_head = self.schedule.real_weight, isinstance(self.preset.head, fine.FineConfig)
-        if self.imagenet and (self.start or not self.preset.backbone.startswith("resnet")):
-            raise InputError(f"{self.preset.name}: imagenet weights are for a ResNet that does not start from other weights: leave imagenet out")
-        if weight != 1 and not fine_head: raise InputError(f"{self.preset.name}: real_weight is {weight}, which only a fine head can use: leave it at 1")
+        _fitting(self)
 
 # %% ../nbs/11_training.ipynb #068
+def _fitting(config):
+    """InputError for ImageNet weights or a weight of real targets that this preset cannot use."""
+    preset, weight = config.preset, config.schedule.real_weight
+    if config.imagenet and (config.start or not preset.backbone.startswith("resnet")):
+        raise InputError(f"{preset.name}: imagenet weights are for a ResNet that does not start from other weights: leave imagenet out")
+    if weight != 1 and not isinstance(preset.head, fine.FineConfig):
+        raise InputError(f"{preset.name}: real_weight is {weight}, which only a fine head can use: leave it at 1")
+
+
 def _resolved(config):
     """Preset and Schedule of a configuration, from names where it has names; a ResNet with random weights gets normalisation that is trained."""
     preset, schedule = bafenet.find_preset(config.preset), config.schedule

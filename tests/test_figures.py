@@ -132,7 +132,8 @@ def test_time_joins_a_training_with_its_own_evaluation():
     rows = [dict(kind="train", data="DenseSIRST", preset="x", seed=k, seconds=100 + k) for k in (0, 1)]
     rows += [dict(kind="evaluate", data="DenseSIRST", split="test_v2", protocol=p, preset="x", seed=k, map07=.5 + k / 10) for k in (0, 1) for p in ("paper", "corrected")]
     rows += [dict(kind="evaluate", data="scenes", split="test", protocol="corrected", preset="x", seed=0, map07=.9)]
-    assert figures.timed(rows) == [("x", 100, .5), ("x", 101, .6)]
+    rows += [dict(kind="train", data="DenseSIRST", preset="x, tuned", seed=1, seconds=10), dict(kind="evaluate", data="DenseSIRST", split="test_v2", protocol="corrected", preset="x, tuned", seed=1, map07=.7)]
+    assert figures.timed(rows) == [("x", 100, .5), ("x", 101, .6), ("x, tuned", 111, .7)]
 
 
 def test_costs_in_one_unit():
