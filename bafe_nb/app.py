@@ -213,7 +213,7 @@ def _stems(paths):
         stems[path.stem] = path
     return stems
 
-
+# %% ../nbs/25_running.ipynb #028
 def detect(args):
     """bafe detect WEIGHTS IMAGE... --out DIR: detections.json and one annotated PNG an image."""
     from tqdm import tqdm
@@ -232,7 +232,7 @@ def detect(args):
     scores.write_detections(out / "detections.json", found)
     print(f"{sum((d[:, 4] > args.threshold).sum() for d in found.values())} detections over {args.threshold} on {len(images)} images, in {out}")
 
-# %% ../nbs/25_running.ipynb #029
+# %% ../nbs/25_running.ipynb #030
 def import_official(args):
     """bafe import-official CHECKPOINT OUT: weights of the authors as safetensors; says what is left out."""
     from bafe_nb import bafenet
@@ -249,7 +249,7 @@ def presets(args):
         rows.append(dict(name=name, parameters=int(parameters), multiply_adds=int(operations)))
     _say(rows, args.json)
 
-# %% ../nbs/25_running.ipynb #031
+# %% ../nbs/25_running.ipynb #032
 def reproduce(args):
     """bafe reproduce: the main job (notebook 24)."""
     from bafe_nb import ledger, reproduce as main_job
@@ -274,7 +274,7 @@ def bench(args):
     if args.ledger:
         for row in rows: ledger.append(args.ledger, dict(kind="bench") | ledger.stamp(args.command) | row)
 
-# %% ../nbs/25_running.ipynb #032
+# %% ../nbs/25_running.ipynb #033
 def _speedrun(args):
     """One run on the stopwatch, in the folder --out or in a temporary one, as a row."""
     from bafe_nb import bench as timing
@@ -283,7 +283,7 @@ def _speedrun(args):
     print(f"{row['name']}, seed {row['seed']}: {row['seconds']:.0f} s, mAP07 {row['map07']:.3f}, mAP12 {row['map12']:.3f}; floor {row['floor_seconds']:.0f} s")
     return row
 
-# %% ../nbs/25_running.ipynb #033
+# %% ../nbs/25_running.ipynb #034
 def ladder(args):
     """bafe ladder: run every rung of notebook 20 that the ledger lacks."""
     from bafe_nb import ladder as rungs
@@ -299,7 +299,7 @@ def sweep(args):
     if not root: raise InputError("the sweep needs DenseSIRST: give --data DIR or set BAFE_DATA")
     background.sweep(root, args.out, args.results, command=args.command)
 
-# %% ../nbs/25_running.ipynb #034
+# %% ../nbs/25_running.ipynb #035
 def endure(args):
     """bafe endure MODEL: recall under noise, blur, less contrast and other generators (notebook 19); with --ledger a row a condition."""
     from tqdm import tqdm
@@ -315,7 +315,7 @@ def endure(args):
         print(f"{row['condition']:16} recall {row['recall']:.3f}" + (f", of {row['new']} new targets {row['recall_new']:.3f}" if row["new"] else ""))
         if args.ledger: ledger.append(args.ledger, dict(kind="robustness", preset=name, seed=seed, split=args.split, data=data_name(args.data, data)) | row | ledger.stamp(args.command))
 
-# %% ../nbs/25_running.ipynb #035
+# %% ../nbs/25_running.ipynb #036
 def masks(args):
     """bafe masks RUN|WEIGHTS: Pd, Fa and IoU of the target masks from generous to strict (notebook 12); with --ledger a row a level."""
     from bafe_nb import evaluation, ledger
@@ -326,13 +326,13 @@ def masks(args):
         row = dict(kind="masks", preset=name, seed=seed, data=data_name(args.data, data), split=args.split, images=len(data), threshold=level, pd_mask=t.pd, fa_mask=t.fa, pixel_iou=t.iou)
         if args.ledger: ledger.append(args.ledger, row | ledger.stamp(args.command))
 
-# %% ../nbs/25_running.ipynb #037
+# %% ../nbs/25_running.ipynb #038
 def faithful(args):
     """bafe faithful run|pack|unpack|speed: the paper's schedule in pieces of a few minutes that resume each other, the dataset in parts, and the speed (notebook 26)."""
     from bafe_nb import faithful as runs
     runs.COMMANDS[args.what](args)
 
-# %% ../nbs/25_running.ipynb #038
+# %% ../nbs/25_running.ipynb #039
 def write_tables(args):
     """bafe tables: every table from the ledger, as CSV, Markdown and LaTeX."""
     from bafe_nb import background, bafenet, ledger, tables
@@ -350,13 +350,13 @@ def write_figures(args):
     pictures.style()
     for path in figures.build(args.results, args.out, args.data or densesirst.find_root()): print(path)
 
-# %% ../nbs/25_running.ipynb #039
+# %% ../nbs/25_running.ipynb #040
 def show_demos(args):
     """bafe demo: the demos of notebook 30 as an app in the browser, on this machine only, until Ctrl-C."""
     from bafe_nb import demo
     demo.serve(args.port)
 
-# %% ../nbs/25_running.ipynb #041
+# %% ../nbs/25_running.ipynb #042
 DATA = ("--data", dict(metavar="DIR", help="SIRSTdevkit folder, or the word scenes; default: BAFE_DATA"))
 REAL = ("--data", dict(metavar="DIR", help="SIRSTdevkit folder; default: BAFE_DATA"))
 SPLIT = ("--split", dict(default="test_v2", help="test_v2, val_v2, train_v2 or trainval_v2"))
@@ -370,12 +370,11 @@ GUESSES = ("--guesses", dict(type=number(int, 1), default=1, help="boxes that a 
 LEAST = ("--least", dict(type=number(float, 0, 1), default=0.05, help="class score from which there is a detection (networks)"))
 SEED = ("--seed", dict(type=number(int, 0), default=0))
 
-# %% ../nbs/25_running.ipynb #042
+# %% ../nbs/25_running.ipynb #043
 VERBS = {
     "train": (train, [("preset", dict(help="see bafe presets")), DATA, ("--out", dict(required=True, metavar="RUN", type=output_folder)), ("--resume", dict(action="store_true")), SEED, ("--split", dict(default="trainval_v2")),
                       ("--schedule", dict(help="paper, small, hr, broad or tune (notebook 11); default: the preset's own")), ("--epochs", dict(type=number(int, 1))), ("--repeats", dict(type=number(int, 1))), ("--batch", dict(type=number(int, 1))),
-                      ("--imagenet", dict(metavar="FILE", help="torchvision weights of the ResNet")), ("--start", dict(metavar="RUN|WEIGHTS", help="go on from the weights of a finished run of the same preset; to fine-tune, add --schedule tune")),
-                      ("--device", dict(default="auto", type=device)), ("--workers", dict(type=number(int, 0), default=0, help="loader processes")), LEDGER]),
+                      ("--imagenet", dict(metavar="FILE", help="torchvision weights of the ResNet")), ("--start", dict(metavar="RUN|WEIGHTS", help="go on from the weights of a finished run of the same preset; to fine-tune, add --schedule tune")), ("--device", dict(default="auto", type=device)), ("--workers", dict(type=number(int, 0), default=0, help="loader processes")), LEDGER]),
     "evaluate": (evaluate, [("model", dict(metavar="RUN|WEIGHTS|METHOD", help="run folder, weights file, or top_hat, laplacian_of_gaussian, patch_contrast")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON, ("--detections", dict(metavar="FILE", type=output_file)), ("--seed", dict(type=number(int, 0))), ("--device", dict(default="cpu", type=device, help="cpu or cuda")), REFLECTIONS, VIEWS, GUESSES, LEAST, LEDGER]),
     "score": (score, [("file", dict(metavar="DETECTIONS.json")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON]),
     "detect": (detect, [("weights", dict(help="weights file or run folder")), ("images", dict(nargs="+", metavar="IMAGE", help="8-bit PNG, grey or colour")), ("--out", dict(required=True, metavar="DIR", type=output_folder)),
@@ -397,13 +396,13 @@ DATA_VERBS = {
     "verify": (verify, [("dir", {})]),
     "stats": (stats, [("dir", {}), JSON, LEDGER])}
 
-# %% ../nbs/25_running.ipynb #043
+# %% ../nbs/25_running.ipynb #044
 VERBS["faithful"] = (faithful, [("what", dict(choices=("run", "pack", "unpack", "speed"))), DATA, ("--out", dict(metavar="DIR", help="runs/faithful; pack: data/packed; unpack: data/unpacked")),
     ("--minutes", dict(type=number(float, 0), default=9.0, help="of this call; the same call goes on")), ("--only", dict(metavar="PRESET")), ("--parts", dict(type=number(int, 1), default=8)),
     ("--epochs", dict(type=number(int, 1))), ("--repeats", dict(type=number(int, 1))), ("--squeeze", dict(type=number(int, 32), help="side in pixels")), ("--imagenet", dict(metavar="FILE")), ("--device", dict(default="auto", type=device)),
     ("--workers", dict(type=number(int, 0), help="loader processes")), ("--compile", dict(action="store_true")), ("--commit", dict(help="of the code, where there is no git")), LEDGER])
 
-# %% ../nbs/25_running.ipynb #044
+# %% ../nbs/25_running.ipynb #045
 def _add(parsers, verbs):
     """Fill sub-parsers from a table of verbs."""
     for name, (function, words) in verbs.items():
@@ -422,7 +421,7 @@ def parser():
     _add(data.add_subparsers(metavar="verb", required=True, parser_class=Parser), DATA_VERBS)
     return main
 
-# %% ../nbs/25_running.ipynb #045
+# %% ../nbs/25_running.ipynb #046
 def main(words=None):
     """Run `bafe` with a list of words (default: the command line); returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     words = sys.argv[1:] if words is None else list(words)
@@ -437,5 +436,5 @@ def main(words=None):
         return 130
     return 2
 
-# %% ../nbs/25_running.ipynb #047
+# %% ../nbs/25_running.ipynb #048
 if __name__ == "__main__" and __spec__: sys.exit(main())

@@ -409,8 +409,10 @@ def ladder(rows):
 
 # %% ../nbs/22_figures.ipynb #056
 def timed(rows):
-    """(label, seconds of training, mAP07 corrected) of every run on DenseSIRST that has both, from ledger rows; the ladder, whose budget is fixed, is left out."""
+    """(label, seconds of training, mAP07 corrected) of every run on DenseSIRST that has both, from ledger rows; a tuned run has the seconds of the one it
+    began from as well; the ladder, whose budget is fixed, is left out."""
     taken = {(r.get("preset"), r.get("seed")): r["seconds"] for r in rows if r.get("kind") == "train" and r.get("data") == "DenseSIRST" and "seconds" in r}
+    taken |= {(p, seed): s + taken.get((p.removesuffix(", tuned"), seed), 0) for (p, seed), s in taken.items() if p.endswith(", tuned")}
     found = []
     for r in rows:
         if r.get("kind") == "ladder" or r.get("split") != "test_v2" or r.get("protocol") != "corrected" or not r.get("map07"): continue
@@ -419,7 +421,7 @@ def timed(rows):
         if r.get("data", "DenseSIRST") == "DenseSIRST" and seconds: found.append((name, seconds, r["map07"]))
     return found
 
-
+# %% ../nbs/22_figures.ipynb #057
 def score_against_time(rows):
     """mAP07 (corrected protocol, test_v2) against seconds of training, one point a run; lines: the best published score and the best filter."""
     fig, ax = plt.subplots(figsize=(COLUMN, 2.4))
@@ -432,7 +434,7 @@ def score_against_time(rows):
     ax.set(xscale="log", ylim=(0, 1), xlabel="seconds of training", ylabel="mAP07, corrected"); ax.legend(frameon=False, loc="lower right", ncols=2)
     return fig
 
-# %% ../nbs/22_figures.ipynb #059
+# %% ../nbs/22_figures.ipynb #060
 def cost_points(rows):
     """(name, kind, mAP07 under the paper protocol, multiply-adds in G, parameters in M) of the published detectors and of our presets in the ledger `rows`."""
     powers = dict(M=1e6, G=1e9, T=1e12)
@@ -446,7 +448,7 @@ def cost_points(rows):
         if trained.get(line["method"], parameters) == parameters: found.append((line["method"], "this suite", line["map07"], operations / 1e9, parameters / 1e6))
     return [point for point in found if point[3] and point[4]]
 
-# %% ../nbs/22_figures.ipynb #060
+# %% ../nbs/22_figures.ipynb #061
 def cost_against_score(rows):
     """mAP07 (paper protocol) against multiply-adds and against parameters, logarithmic: published detectors and our presets."""
     fig, axes = plt.subplots(1, 2, figsize=(PAGE, 2.5), sharey=True)
@@ -465,10 +467,10 @@ def cost_against_score(rows):
     axes[0].set_ylabel("mAP07, paper protocol"); axes[0].legend(frameon=False, loc="upper right")
     return fig
 
-# %% ../nbs/22_figures.ipynb #063
+# %% ../nbs/22_figures.ipynb #064
 def mask_lines(rows):
     """preset -> list of (level p, Pd, Fa, IoU), each a mean over seeds, from ledger rows of kind "masks" on DenseSIRST test_v2."""
-    rows = [r for r in rows if r.get("kind") == "masks" and r.get("data") == "DenseSIRST" and r.get("split") == "test_v2"]
+    rows = [r for r in rows if r.get("kind") == "masks" and r.get("data") == "DenseSIRST" and r.get("split") == "test_v2" and not any(word in r["preset"] for word in tables.ASIDE)]
     lines = ledger.summarise(rows, ("preset", "threshold"), ("pd_mask", "fa_mask", "pixel_iou"))
     return {name: sorted((r["threshold"], r["pd_mask"], r["fa_mask"], r["pixel_iou"]) for r in lines if r["preset"] == name) for name in dict.fromkeys(r["preset"] for r in lines)}
 
@@ -487,7 +489,7 @@ def masks_by_level(rows):
     axes[1].legend(frameon=False, loc="lower right")
     return fig
 
-# %% ../nbs/22_figures.ipynb #066
+# %% ../nbs/22_figures.ipynb #067
 class Waiting(Exception):
     """What a figure needs and has not got, in words."""
 
@@ -513,7 +515,7 @@ class Material:
         if not there: raise Waiting("results/detections holds no detections (bafe evaluate ... --detections)")
         return {name: scores.read_detections(there[name]) for part in SHOWN_METHODS for name in [next((n for n in part if n in there), None)] if name}
 
-# %% ../nbs/22_figures.ipynb #067
+# %% ../nbs/22_figures.ipynb #068
 SHOWN = ("S4_1", "S7_57", "Misc_20")   # test images of the qualitative figure
 SHOWN_METHODS = (("top_hat",), ("paper-r18", "paper-r18-july", "paper-r50"), ("bafe-hr", "bafe-hr-nano", "bafe-small"))   # the first of each that has detections
 
@@ -530,7 +532,7 @@ def _threshold(rows, preset):
     if not said: raise InputError(f"{preset}: detections without a ledger row; run bafe evaluate {preset} --ledger first")
     return said[-1]
 
-# %% ../nbs/22_figures.ipynb #068
+# %% ../nbs/22_figures.ipynb #069
 def _counted(m):
     """Rows of results/target_histograms.csv; counted from all images and written there when the file is missing."""
     path = m.results / "target_histograms.csv"
@@ -551,7 +553,7 @@ def _pasting(m):
     if sample is None: raise Waiting("none of the training images at hand has more than 12 targets and room in its sky")
     return sample
 
-# %% ../nbs/22_figures.ipynb #069
+# %% ../nbs/22_figures.ipynb #070
 def _with(rows, kind):
     """The rows, or Waiting where none is of that kind."""
     if not any(r.get("kind") == kind for r in rows): raise Waiting(f"the ledger has no row of kind {kind}")
@@ -564,7 +566,7 @@ def _shown(m):
     if not shown: raise Waiting(f"none of {', '.join(SHOWN)} is among the images at hand")
     return qualitative(shown, m.found, {name: _threshold(m.rows, name) for name in m.found})
 
-# %% ../nbs/22_figures.ipynb #070
+# %% ../nbs/22_figures.ipynb #071
 FIGURES = dict(   # name -> (what draws it, caption)
     gallery=(lambda m: gallery([m.test[i * len(m.test) // 4] for i in range(4)]), "Four test images of DenseSIRST with sky mask and targets, and the densest window of 48 pixels of each."),
     target_size=(lambda m: histogram(_counted(m), "size"), "Longer side of the targets of DenseSIRST, real and pasted apart."),
@@ -583,7 +585,7 @@ FIGURES = dict(   # name -> (what draws it, caption)
     masks=(lambda m: masks_by_level(_with(m.rows, "masks")), "Target masks on test_v2 from generous (right) to strict (left): Pd and pixel IoU against false pixels, means over seeds, beside the published segmentation networks at their one level."),
     cost_against_score=(lambda m: cost_against_score(m.rows), "mAP07 under the paper protocol against operations and parameters: published detectors and this suite's presets."))
 
-# %% ../nbs/22_figures.ipynb #071
+# %% ../nbs/22_figures.ipynb #072
 def listing(drawn, waiting, folder):
     """Markdown list of all figures: picture and caption of each that is in `folder`, and what the others wait for (name -> words)."""
     parts = ["**Figures of this suite**\n", "Each as PNG and SVG, written by `bafe figures`.\n"]

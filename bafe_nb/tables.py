@@ -260,7 +260,7 @@ FRONT = (Column("method", "Method"), Column("images", "Images"), Column("seeds",
          Column("map12_corrected", "mAP12, corrected", ".3f"), Column("recall_corrected", "Recall, corrected", ".3f"), Column("command", "Where it comes from"))
 
 
-ASIDE = (", first form", ", AdamW", ", likeliest sides", ", broad")   # earlier forms, readings and trials: the leaderboard has them
+ASIDE = (", first form", ", AdamW", ", likeliest sides", ", broad", ", tuned")   # earlier forms, readings and trials: the leaderboard has them
 
 
 def front(rows):
