@@ -398,10 +398,10 @@ class TrainConfig:
 
     def __post_init__(self):
         for field, value in zip(("preset", "schedule"), _resolved(self)): object.__setattr__(self, field, value)
-        _fitting(self)
+        _usable(self)
 
 # %% ../nbs/11_training.ipynb #068
-def _fitting(config):
+def _usable(config):
     """InputError for ImageNet weights or a weight of real targets that this preset cannot use."""
     preset, weight = config.preset, config.schedule.real_weight
     if config.imagenet and (config.start or not preset.backbone.startswith("resnet")):
