@@ -208,9 +208,11 @@ FOLDERS = ("PNGImages", "SIRST/BBox", "SIRST/PaletteMask", "SkySeg/PaletteMask")
 
 
 def called(*datasets):
-    """How the ledger calls what a run used, from one or several DenseSIRST: "DenseSIRST", or how many images of it were at hand: "DenseSIRST, 40 + 32 images"."""
-    whole = all(len(d) == COUNTS.get("images" if d.split == "all" else d.split) for d in datasets)
-    return "DenseSIRST" if whole else f"DenseSIRST, {' + '.join(str(len(d)) for d in datasets)} images"
+    """How the ledger calls what a run used, from one or several DenseSIRST: "DenseSIRST", how many images of it were at hand: "DenseSIRST, 40 + 32 images",
+    or, where images are of other names, the folder's name: "own, 3 images"."""
+    if all(len(d) == COUNTS.get("images" if d.split == "all" else d.split) for d in datasets): return "DenseSIRST"
+    known = images(); theirs = all(name in known for d in datasets for name in d.names)
+    return f"{'DenseSIRST' if theirs else datasets[0].root.resolve().name}, {' + '.join(str(len(d)) for d in datasets)} images"
 
 
 def check_root(root):

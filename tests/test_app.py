@@ -188,9 +188,15 @@ def test_a_split_of_ones_own_and_the_whole(bafe, devkit, tmp_path):
     (root / "Splits/mine.txt").write_text(samples[0].name); (root / "Splits/trainval_v2.txt").write_text(samples[0].name); (root / "Splits/test_v2.txt").write_text(samples[1].name)
     for split, images in (("mine", 1), ("all", 2)):
         assert bafe("evaluate", "top_hat", "--data", root, "--split", split, "--ledger", path)[0] == 0
-        assert ledger.read(path)[-1]["data"] == f"DenseSIRST, {images} images"
-    assert bafe("data", "stats", root, "--ledger", path)[0] == 0 and ledger.read(path)[-1]["data"] == "DenseSIRST, 2 images"
-    assert densesirst.called(densesirst.DenseSIRST(root, "mine"), densesirst.DenseSIRST(root, "all")) == "DenseSIRST, 1 + 2 images"
+        assert ledger.read(path)[-1]["data"] == f"SIRSTdevkit, {images} images", "scenes are not DenseSIRST's images"
+    assert bafe("data", "stats", root, "--ledger", path)[0] == 0 and ledger.read(path)[-1]["data"] == "SIRSTdevkit, 2 images"
+    assert densesirst.called(densesirst.DenseSIRST(root, "mine"), densesirst.DenseSIRST(root, "all")) == "SIRSTdevkit, 1 + 2 images"
+
+
+def test_part_of_the_dataset_is_called_so(data):
+    train, test = (densesirst.DenseSIRST(data, split) for split in ("trainval_v2", "test_v2"))
+    train.names = train.names[:5]
+    assert densesirst.called(train, test) == f"DenseSIRST, 5 + {len(test)} images"
 
 
 def test_detect_writes_a_picture_an_image_and_one_list(bafe, tmp_path, weights):
