@@ -263,7 +263,7 @@ def test_statistics_of_the_kit(kit):
     row = ds.statistics(kit, progress=False)
     assert (row["images"], row["targets"], row["real"], row["pasted"], row["clusters"]) == (2, 3, 3, 0, 1)
     assert row["mean_area"] == pytest.approx(26 / 3) and row["most_frequent_size"] == "3 x 3" and row["targets_per_cluster"] == 2 and row["sky_fraction"] == pytest.approx(8 / H)
-    assert all(isinstance(v, (int, float, str)) and not isinstance(v, np.generic) for v in row.values())
+    assert all(v is None or isinstance(v, (int, float, str)) and not isinstance(v, np.generic) for v in row.values()) and row["mean_area_pasted"] is None
     table = ds.dataset_table(row)
     assert len(table) == 7 and table[-1]["mean_area"] == 8.7 and table[-1]["targets"] == 3 and table[4]["targets"] == 13655
     assert "empty" in one_line(ds.statistics, [])
