@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Wrong', 'DATA', 'REAL', 'SPLIT', 'PROTOCOL', 'THRESHOLD', 'JSON', 'LEDGER', 'REFLECTIONS', 'VIEWS', 'GUESSES',
-           'LEAST', 'SEED', 'VERBS', 'DATA_VERBS', 'Parser', 'number', 'device', 'output_folder', 'table_file',
-           'output_file', 'dataset', 'data_name', 'fetch', 'verify', 'stats', 'train', 'evaluate', 'score', 'annotated',
-           'detect', 'import_official', 'presets', 'reproduce', 'bench', 'ladder', 'sweep', 'endure', 'masks',
-           'faithful', 'write_tables', 'write_figures', 'show_demos', 'parser', 'main']
+           'LEAST', 'SKY_WEIGHT', 'OVERVIEW', 'READING', 'SEED', 'VERBS', 'DATA_VERBS', 'Parser', 'number', 'device',
+           'output_folder', 'table_file', 'output_file', 'dataset', 'data_name', 'fetch', 'verify', 'stats', 'train',
+           'evaluate', 'score', 'annotated', 'detect', 'import_official', 'presets', 'reproduce', 'bench', 'ladder',
+           'sweep', 'endure', 'masks', 'faithful', 'write_tables', 'write_figures', 'show_demos', 'parser', 'main']
 
 # %% ../nbs/25_running.ipynb #002
 import argparse
@@ -154,16 +154,21 @@ def train(args):
     print(f"{row['preset']}: {row['seconds']:.0f} s, weights in {Path(args.out) / 'weights.safetensors'}")
 
 # %% ../nbs/25_running.ipynb #020
+def _reading(args):
+    """The words for evaluation.predict that say how a network is read: views, guesses, and what the sky has to say."""
+    return dict(reflections=args.reflections, guesses=args.guesses, sky_weight=args.sky_weight, overview=args.overview)
+
+
 def _found(args, data):
     """(row, detections) of a classical method, a run folder or a weights file on a dataset."""
     from tqdm import tqdm
     from bafe_nb import classical, evaluation, scores, training
     if args.model in classical.METHODS:
-        if args.reflections or args.guesses > 1 or args.least != LEAST[1]["default"]: raise InputError(f"{args.model} is a filter, which has no views, guesses or least score: leave them out")
+        if evaluation.reading_of(least=args.least, **_reading(args)): raise InputError(f"{args.model} is a filter, which has no views, guesses, least score or sky: leave them out")
         bar = tqdm(range(len(data)), desc=args.model, unit="image", leave=False, delay=1)
         found = {data.names[i]: classical.detect(data[i].image, args.model) for i in bar}
         return dict(preset=args.model) | scores.evaluate(found, data, args.protocol, args.threshold), found
-    with training.together(args): row, found = evaluation.evaluate(args.model, data, args.protocol, args.threshold, device=training.device_of(args), reflections=args.reflections, guesses=args.guesses, least=args.least)
+    with training.together(args): row, found = evaluation.evaluate(args.model, data, args.protocol, args.threshold, device=training.device_of(args), least=args.least, **_reading(args))
     return row | dict(seed=evaluation.seed_of(args.model) if args.seed is None else args.seed), found
 
 # %% ../nbs/25_running.ipynb #021
@@ -181,7 +186,7 @@ def evaluate(args):
     data = dataset(args.data, args.split)
     row, found = _found(args, data)
     if not _first(): return
-    row = dict(kind="evaluate", method=row["preset"], data=data_name(args.data, data), split=args.split) | row | ledger.stamp(args.command)
+    row = dict(kind="evaluate" if "map12" in row else "sky", method=row["preset"], data=data_name(args.data, data), split=args.split) | row | ledger.stamp(args.command)
     if args.detections: scores.write_detections(args.detections, found)
     if args.ledger: ledger.append(args.ledger, row)
     _say(row, args.json)
@@ -218,13 +223,14 @@ def detect(args):
     """bafe detect WEIGHTS IMAGE... --out DIR: detections.json and one annotated PNG an image."""
     from tqdm import tqdm
     from bafe_nb import densesirst, evaluation, scores
-    model, boxes = evaluation.read_model(args.weights)
+    (model, boxes), reading = evaluation.read_model(args.weights), _reading(args)
+    if args.overview: reading["overview"], _ = evaluation.read_model(args.overview)
     stems = _stems(args.images)
     for path in stems.values():
         if Path(path).resolve().parent == Path(args.out).resolve(): raise InputError(f"--out {args.out} is the folder of {Path(path).name}, which would be overwritten: name another folder")
     images = {name: densesirst.read_image(path) for name, path in stems.items()}
     most = {name: max(1000, image.size // 200) for name, image in images.items()}      # a target and more on every 15 x 15 pixels
-    found = {name: evaluation.predict(model, image, per_image=most[name], tile=args.tile, reflections=args.reflections, boxes=boxes).detections for name, image in tqdm(images.items(), unit="image", leave=False, delay=1)}
+    found = {name: evaluation.predict(model, image, threshold=args.least, per_image=most[name], tile=args.tile, boxes=boxes, **reading).detections for name, image in tqdm(images.items(), unit="image", leave=False, delay=1)}
     out = _new_folder(args.out)
     for name, image in images.items():
         if not cv2.imwrite(str(out / f"{name}.png"), annotated(image, found[name], args.threshold)):
@@ -293,11 +299,12 @@ def ladder(args):
 
 
 def sweep(args):
-    """bafe sweep: run every arm of notebook 23 that the ledger lacks; start it once a core, a run belongs to one process."""
+    """bafe sweep: run every arm of notebook 23 that the ledger lacks; start it once a core, a run belongs to one process; with --overview read the finished runs again with the sky in the score."""
     from bafe_nb import background
     root = args.data or os.environ.get("BAFE_DATA")
     if not root: raise InputError("the sweep needs DenseSIRST: give --data DIR or set BAFE_DATA")
-    background.sweep(root, args.out, args.results, command=args.command)
+    if args.overview: background.ask(root, args.overview, args.out, args.results, command=args.command)
+    else: background.sweep(root, args.out, args.results, command=args.command)
 
 # %% ../nbs/25_running.ipynb #035
 def endure(args):
@@ -320,8 +327,9 @@ def masks(args):
     """bafe masks RUN|WEIGHTS: Pd, Fa and IoU of the target masks from generous to strict (notebook 12); with --ledger a row a level."""
     from bafe_nb import evaluation, ledger
     model, seed, data = evaluation.read_model(_there(args.model))[0], evaluation.seed_of(args.model), dataset(args.data, args.split)
-    name = evaluation.name_of(args.model, model) + evaluation.LOOKS[evaluation.looks(args.reflections)]
-    for level, t in evaluation.mask_levels(model, data, reflections=args.reflections).items():
+    reading = dict(reflections=args.reflections, sky_weight=args.sky_weight, overview=args.overview and evaluation.read_model(args.overview)[0])
+    name = evaluation.name_of(args.model, model) + evaluation.reading_of(**reading)
+    for level, t in evaluation.mask_levels(model, data, **reading).items():
         print(f"p over {level:.2f}   Pd {t.pd:.4f}   Fa {t.fa:.2e}   IoU {t.iou:.4f}")
         row = dict(kind="masks", preset=name, seed=seed, data=data_name(args.data, data), split=args.split, images=len(data), threshold=level, pd_mask=t.pd, fa_mask=t.fa, pixel_iou=t.iou)
         if args.ledger: ledger.append(args.ledger, row | ledger.stamp(args.command))
@@ -368,26 +376,29 @@ REFLECTIONS = ("--reflections", dict(action="store_const", const=4, default=0, h
 VIEWS = ("--views", dict(type=int, choices=(1, 4, 8), dest="reflections", default=0, help="average over so many views: 4 as --reflections, 8 with x and y exchanged too"))
 GUESSES = ("--guesses", dict(type=number(int, 1), default=1, help="boxes that a peak may report (presets bafe-hr)"))
 LEAST = ("--least", dict(type=number(float, 0, 1), default=0.05, help="class score from which there is a detection (networks)"))
+SKY_WEIGHT = ("--sky-weight", dict(type=number(float, 0, 1), default=0.0, metavar="W", help="share of a score that the sky decides, 0 to 1 (0); notebook 18 finds 0.7"))
+OVERVIEW = ("--overview", dict(metavar="RUN|WEIGHTS", help="a network of the preset overview, whose sky is added to the model's own"))
+READING = [REFLECTIONS, VIEWS, GUESSES, LEAST, SKY_WEIGHT, OVERVIEW]
 SEED = ("--seed", dict(type=number(int, 0), default=0))
 
 # %% ../nbs/25_running.ipynb #043
 VERBS = {
     "train": (train, [("preset", dict(help="see bafe presets")), DATA, ("--out", dict(required=True, metavar="RUN", type=output_folder)), ("--resume", dict(action="store_true")), SEED, ("--split", dict(default="trainval_v2")),
-                      ("--schedule", dict(help="paper, small, hr, broad or tune (notebook 11); default: the preset's own")), ("--epochs", dict(type=number(int, 1))), ("--repeats", dict(type=number(int, 1))), ("--batch", dict(type=number(int, 1))),
+                      ("--schedule", dict(help="paper, small, hr, broad, tune or overview (notebook 11); default: the preset's own")), ("--epochs", dict(type=number(int, 1))), ("--repeats", dict(type=number(int, 1))), ("--batch", dict(type=number(int, 1))),
                       ("--imagenet", dict(metavar="FILE", help="torchvision weights of the ResNet")), ("--start", dict(metavar="RUN|WEIGHTS", help="go on from the weights of a finished run of the same preset; to fine-tune, add --schedule tune")), ("--device", dict(default="auto", type=device)), ("--workers", dict(type=number(int, 0), default=0, help="loader processes")), LEDGER]),
-    "evaluate": (evaluate, [("model", dict(metavar="RUN|WEIGHTS|METHOD", help="run folder, weights file, or top_hat, laplacian_of_gaussian, patch_contrast")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON, ("--detections", dict(metavar="FILE", type=output_file)), ("--seed", dict(type=number(int, 0))), ("--device", dict(default="cpu", type=device, help="cpu or cuda")), REFLECTIONS, VIEWS, GUESSES, LEAST, LEDGER]),
+    "evaluate": (evaluate, [("model", dict(metavar="RUN|WEIGHTS|METHOD", help="run folder, weights file, or top_hat, laplacian_of_gaussian, patch_contrast")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON, ("--detections", dict(metavar="FILE", type=output_file)), ("--seed", dict(type=number(int, 0))), ("--device", dict(default="cpu", type=device, help="cpu or cuda")), *READING, LEDGER]),
     "score": (score, [("file", dict(metavar="DETECTIONS.json")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON]),
     "detect": (detect, [("weights", dict(help="weights file or run folder")), ("images", dict(nargs="+", metavar="IMAGE", help="8-bit PNG, grey or colour")), ("--out", dict(required=True, metavar="DIR", type=output_folder)),
-                        ("--threshold", dict(type=number(float, 0, 1), default=0.3, help="score from which a box is drawn and counted; default 0.3 (detections.json holds all)")), ("--tile", dict(type=number(int, 32), help="side of tiles in pixels, for large images")), REFLECTIONS, VIEWS]),
+                        ("--threshold", dict(type=number(float, 0, 1), default=0.3, help="score from which a box is drawn and counted; default 0.3 (detections.json holds all)")), ("--tile", dict(type=number(int, 32), help="side of tiles in pixels, for large images")), *READING]),
     "import-official": (import_official, [("checkpoint", {}), ("out", dict(metavar="OUT.safetensors"))]),
     "presets": (presets, [JSON]),
     "reproduce": (reproduce, [("--data", dict(metavar="DIR", help="SIRSTdevkit folder; default: scenes, which need no download")), ("--out", dict(default="reproduction", metavar="DIR", type=output_folder)), ("--preset", dict(default="bafe-small")), SEED, LEDGER]),
     "bench": (bench, [("what", dict(choices=("bagcp", "train", "inference", "speedrun"))), ("--runs", dict(type=number(int, 1), default=5)), DATA, SEED,
                       ("--epochs", dict(type=number(int, 1), default=9, help="of the speedrun")), ("--out", dict(metavar="RUN", type=output_folder, help="keep the speedrun's run here")), ("--threads", dict(type=number(int, 1), default=2, help="of the speedrun")), REFLECTIONS, VIEWS, LEDGER]),
     "ladder": (ladder, [REAL, ("--out", dict(default="runs/ladder", metavar="DIR", type=output_folder)), ("--seeds", dict(type=number(int, 1), default=3)), ("--ledger", dict(default="results/ledger.csv", type=table_file))]),
-    "sweep": (sweep, [REAL, ("--out", dict(default="runs/ablation", metavar="DIR", type=output_folder)), ("--results", dict(default="results", help="folder of the ledger and of the draws"))]),
+    "sweep": (sweep, [REAL, ("--out", dict(default="runs/ablation", metavar="DIR", type=output_folder)), ("--results", dict(default="results", help="folder of the ledger and of the draws")), OVERVIEW]),
     "endure": (endure, [("model", dict(metavar="RUN|WEIGHTS|METHOD")), DATA, SPLIT, LEDGER]),
-    "masks": (masks, [("model", dict(metavar="RUN|WEIGHTS")), DATA, SPLIT, REFLECTIONS, VIEWS, LEDGER]),
+    "masks": (masks, [("model", dict(metavar="RUN|WEIGHTS")), DATA, SPLIT, REFLECTIONS, VIEWS, SKY_WEIGHT, OVERVIEW, LEDGER]),
     "tables": (write_tables, [("--ledger", dict(default="results/ledger.csv", type=table_file)), ("--out", dict(default="figures", type=output_folder))]),
     "figures": (write_figures, [("--results", dict(default="results")), ("--out", dict(default="figures", type=output_folder)), REAL]),
     "demo": (show_demos, [("--port", dict(type=int, default=8866, help="8866; 0: any free one"))])}

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'SCARCE', 'DECIDING', 'PLACING', 'ROUNDS', 'QUEUE', 'PASSES', 'IOUS', 'NEAR', 'RECALL', 'MEASURES', 'DRAWS',
-           'STUDENT', 'PAIRS', 'PANELS', 'Arm', 'preset_of', 'schedule_of', 'Part', 'Judged', 'judge', 'measure',
-           'draws', 'redrawn', 'Difference', 'difference', 'finished', 'perform', 'draws_file', 'sweep', 'outcomes',
-           'comparisons', 'forest']
+           'STUDENT', 'ASKED', 'PAIRS', 'PANELS', 'Arm', 'preset_of', 'schedule_of', 'Part', 'Judged', 'judge',
+           'measure', 'draws', 'redrawn', 'Difference', 'difference', 'finished', 'perform', 'draws_file', 'sweep',
+           'Asked', 'ask', 'outcomes', 'comparisons', 'forest']
 
 # %% ../nbs/23_does_background_matter.ipynb #002
 import dataclasses
@@ -181,9 +181,9 @@ def difference(a, b):
     return Difference(float(mean), float(mean - np.hypot(low, by_seed)), float(mean + np.hypot(high, by_seed)), spread, n)
 
 # %% ../nbs/23_does_background_matter.ipynb #028
-def finished(rows, arm, seed):
-    """True when the ledger's rows hold this arm with this seed under both protocols."""
-    return sum(r.get("kind") == "ablation" and r.get("arm") == arm.name and r.get("seed") == seed for r in rows) >= 2
+def finished(rows, arm, seed, kind="ablation"):
+    """True when the ledger's rows of that kind hold this arm with this seed under both protocols."""
+    return sum(r.get("kind") == kind and r.get("arm") == arm.name and r.get("seed") == seed for r in rows) >= 2
 
 
 def perform(arm, seed, train, test, out, passes=PASSES, progress=True):
@@ -235,7 +235,40 @@ def _keep(path, drawn):
     part.replace(path)
 
 # %% ../nbs/23_does_background_matter.ipynb #032
+@dataclass(frozen=True)
+class Asked:
+    """The runs of `arm` read again with `weight` for the sky in the score; overview: with that network's sky added to the branch's own."""
+    name: str
+    arm: str
+    overview: bool = False
+    weight: float = 0.7
+
+    @property
+    def folder(self): return "-".join(re.findall(r"\w+", self.name))
+
+
+ASKED = (Asked("default, own sky asked", "default"), Asked("default, both skies asked", "default", overview=True), Asked("no sky branch, overview asked", "no sky branch", overview=True))
+
+
+def ask(root, overview, out="runs/ablation", results="results", queue=ASKED, progress=True, command="bafe sweep"):
+    """Read every finished run of the arms in `queue` under the folder `out` again, with its sky in the score: two ledger rows a run of kind "asked", and its draws. overview: run folder or weights."""
+    test, path, net = DenseSIRST(root, "test_v2"), Path(results) / "ledger.csv", evaluation.read_model(overview)[0]
+    if net.preset.detects: raise InputError(f"{overview} is no overview: give a run of the preset overview")
+    arms = {arm.name: arm for arm in ARMS}
+    todo = [(asked, seed) for seed in range(10) for asked in queue if (Path(out) / f"{arms[asked.arm].folder}-{seed}" / "weights.safetensors").exists()]
+    for asked, seed in tqdm(todo, desc="ask", unit="run", disable=not progress):
+        if finished(ledger.read(path), asked, seed, "asked"): continue
+        model, _ = evaluation.read_model(Path(out) / f"{arms[asked.arm].folder}-{seed}")
+        found, ms = evaluation.predict_all(model, test, progress, likeliest=True, sky_weight=asked.weight, overview=net if asked.overview else None)
+        judged = judge({name: p.detections for name, p in found.items()}, test)
+        common = dict(kind="asked", data=called(test), arm=asked.name, seed=seed, split=test.split, preset="bafe-hr-nano", ms_per_image=round(ms, 1)) | dict(zip(MEASURES[3:], map(float, measure(judged)[3:])))
+        _keep(draws_file(results, asked, seed), redrawn(judged))
+        for protocol in ("paper", "corrected"): ledger.append(path, common | evaluation.score(found, test, protocol) | ledger.stamp(command))
+
+# %% ../nbs/23_does_background_matter.ipynb #034
 PAIRS = (("sky branch, no exchange", "no exchange", "no sky branch"), ("learnable exchange", "default", "no exchange"), ("sky branch with exchange", "default", "no sky branch"),
+         ("own sky asked", "default, own sky asked", "default"), ("overview asked", "no sky branch, overview asked", "no sky branch"), ("both skies asked", "default, both skies asked", "default"),
+         ("sky branch, both asked", "default, both skies asked", "no sky branch, overview asked"),
          ("static exchange", "static exchange", "no exchange"), ("dynamic exchange", "dynamic exchange", "no exchange"), ("spatial exchange", "spatial exchange", "no exchange"),
          ("plain copies", "plain copies", "nothing pasted"), ("Gaussian blend", "Gaussian blend", "nothing pasted"), ("BAG-CP, the paper's", "BAG-CP, the paper's", "nothing pasted"),
          ("BAG-CP, ours", "default", "nothing pasted"), ("into sky alone", "Gaussian blend, sky alone", "Gaussian blend"), ("in clusters besides", "BAG-CP, the paper's", "Gaussian blend, sky alone"),
@@ -247,16 +280,16 @@ def outcomes(rows, results):
     """(arm, measure) -> {seed: (value, float64 (DRAWS,))} from the ledger's rows and the draws under the folder `results`; InputError for a row whose draws are missing."""
     found = {}
     for r in rows:
-        if r.get("kind") != "ablation" or r.get("protocol") != "corrected": continue
-        arm = next((a for a in ARMS + SCARCE if a.name == r["arm"]), None)
-        if arm is None: raise InputError(f"the ledger has a run of the arm {r['arm']!r}, which is none of ARMS and SCARCE: take its rows out")
+        if r.get("kind") not in ("ablation", "asked") or r.get("protocol") != "corrected": continue
+        arm = next((a for a in ARMS + SCARCE + ASKED if a.name == r["arm"]), None)
+        if arm is None: raise InputError(f"the ledger has a run of the arm {r['arm']!r}, which is none of ARMS, SCARCE and ASKED: take its rows out")
         path = draws_file(results, arm, r["seed"])
         if not path.exists(): raise InputError(f"{path} is missing, the ledger has its run: take the ledger's row out and run bafe sweep")
         drawn = np.load(path)["drawn"].astype(np.float64)
         for k, name in enumerate(MEASURES): found.setdefault((arm.name, name), {})[r["seed"]] = (r.get(name, np.nan), drawn[:, k])
     return found
 
-# %% ../nbs/23_does_background_matter.ipynb #033
+# %% ../nbs/23_does_background_matter.ipynb #035
 def comparisons(rows, results):
     """One dictionary a pair and measure that both arms of a pair have: what, against (the other arm), measure, and the fields of Difference; pairs without a common seed are left out."""
     found, lines = outcomes(rows, results), []
@@ -266,7 +299,7 @@ def comparisons(rows, results):
             if set(one) & set(other): lines.append(dict(what=what, against=b, measure=name, **difference(one, other)._asdict()))
     return lines
 
-# %% ../nbs/23_does_background_matter.ipynb #035
+# %% ../nbs/23_does_background_matter.ipynb #037
 PANELS = dict(map12="mAP12", map50_95="mAP50:95", recall_real_at_precision_90="real targets found\nat precision 0.9", alarms_sky="false alarms\na megapixel, sky",
               alarms_other="false alarms\na megapixel, other")
 
@@ -286,7 +319,7 @@ def _cut(ax, mine, pairs):
     reach = 1.25 * ends[-2][0]
     ax.set_xlim(-reach, reach); ax.plot(reach, -ends[-1][1], ">", color="0.55", ms=4, clip_on=False)
 
-# %% ../nbs/23_does_background_matter.ipynb #036
+# %% ../nbs/23_does_background_matter.ipynb #038
 def forest(lines):
     """Figure of `comparisons`: a row a pair, a panel a measure, what the addition changes with its 95 % interval."""
     pairs = [what for what, *_ in PAIRS if any(line["what"] == what for line in lines)]

@@ -6,10 +6,10 @@ read: none of this changes one bit of the weights (on a CPU with a fixed number 
 # %% auto #0
 __all__ = ['CHOICES', 'SCHEDULES', 'NEWTON_SCHULZ', 'OUTER', 'BOX_RATE', 'Steps', 'Schedule', 'schedule_of', 'steps_an_epoch',
            'learning_rate', 'groups', 'optimiser', 'levelled', 'muon_groups', 'flip', 'squeeze', 'pad', 'crop',
-           'window', 'arrange', 'brighten', 'as_read', 'labelled', 'target_source', 'Examples', 'Batch', 'batch',
-           'Keys', 'loader', 'TrainConfig', 'started', 'description', 'device_of', 'write_whole', 'Average', 'together',
-           'by_first', 'gathered', 'LossModule', 'memory_order', 'Run', 'save', 'restore', 'loss_of', 'advance',
-           'collect', 'begin', 'train']
+           'some_part', 'window', 'arrange', 'brighten', 'as_read', 'labelled', 'target_source', 'Examples', 'Batch',
+           'batch', 'Keys', 'loader', 'TrainConfig', 'started', 'description', 'device_of', 'write_whole', 'Average',
+           'together', 'by_first', 'gathered', 'LossModule', 'memory_order', 'Run', 'save', 'restore', 'loss_of',
+           'advance', 'collect', 'begin', 'train']
 
 # %% ../nbs/11_training.ipynb #002
 import contextlib
@@ -36,7 +36,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from . import backbone, bafenet, bagcp, fine, losses
+from . import backbone, bafenet, bagcp, fine, losses, overview
 from . import boxes as box
 from .boxes import InputError
 from .densesirst import DenseSIRST
@@ -71,11 +71,13 @@ class Steps:
 @dataclass(frozen=True)
 class Schedule(Steps):
     """How a model is trained: `Steps`, and what it is shown.
-    squeeze: side in pixels to which every image is stretched, or None. crop: side of a random window, or None; with probability `focus` it is put round a target.
+    part: least share of either side of an image that is shown, a random part of it; 1: all. squeeze: side in pixels to which it is stretched, or None; means: each pixel the mean of those it stands for. crop: side of a random window, or None; with probability `focus` it is put round a target.
     flips: 'none', 'horizontal' or 'dihedral'. paste: a name in bagcp.PASTES; our own law takes targets from at most `bank` images and gives a share `stretch` of
     them other shapes. boxes: 'corrected' or 'paper' (minus one); consistent: minus-one boxes are mirrored as the half-open boxes they stand for. real: share of
     the target windows round a real target. real_weight: how much a real target counts in the class loss of a fine head, a pasted one 1. gain, offset: levels become g * level + o, g in 1 -+ gain, o in -+ offset. InputError for what cannot be."""
+    part: float = 1.0
     squeeze: int | None = None
+    means: bool = False
     crop: int | None = 256
     focus: float = 0.5
     flips: str = "dihedral"
@@ -108,6 +110,7 @@ def _problem(s):
         if getattr(s, field) is not None and not getattr(s, field) > 0: return f"{field} is {getattr(s, field)}: use a number above 0"
     for field in ("stretch", "focus", "real", "average"):
         if not 0 <= (getattr(s, field) or 0) <= 1: return f"{field} is {getattr(s, field)}: use a share from 0 to 1"
+    if not 0 < s.part <= 1: return f"part is {s.part}: use a share above 0, to 1"
     for field in ("weight_decay", "gain", "offset"):
         if not getattr(s, field) >= 0: return f"{field} is {getattr(s, field)}: use 0 or more"
     if s.squeeze is None and s.crop is None and s.batch > 1:
@@ -122,12 +125,13 @@ SCHEDULES = {s.name: s for s in (
     Schedule("hr", epochs=32, batch=2, optimiser="muon", lr=6e-3, weight_decay=0.02, crop=256, focus=0.8, real=0.3, gain=0.1, offset=5.0))}
 SCHEDULES["broad"] = dataclasses.replace(SCHEDULES["hr"], name="broad", epochs=28, stretch=0.3)
 SCHEDULES["tune"] = dataclasses.replace(SCHEDULES["broad"], name="tune", epochs=8, lr=3e-3, real=0.6, real_weight=3.0)
+SCHEDULES["overview"] = Schedule("overview", epochs=40, batch=16, lr=4e-3, policy="one-cycle", warm_up=0.1, average=0.99, clip=1.0, part=0.6, squeeze=128, means=True, crop=None, flips="horizontal", paste="none", gain=0.3, offset=25.0)
 
 
 def schedule_of(preset):
-    """The schedule that belongs to a preset's name: 'paper' for the paper's models, 'small' for bafe-small, 'broad' for bafe-hr, 'hr' for the others."""
+    """The schedule that belongs to a preset's name: 'paper' for the paper's models, 'small' for bafe-small, 'broad' for bafe-hr, 'overview' for overview, 'hr' for the others."""
     if preset.startswith(("paper-", "fcos-")): return SCHEDULES["paper"]
-    return SCHEDULES[{"bafe-small": "small", "bafe-hr": "broad"}.get(preset, "hr")]
+    return SCHEDULES[{"bafe-small": "small", "bafe-hr": "broad", "overview": "overview"}.get(preset, "hr")]
 
 # %% ../nbs/11_training.ipynb #018
 def steps_an_epoch(schedule, images):
@@ -221,10 +225,10 @@ def flip(sample, horizontal=False, vertical=False, transpose=False):
     return dataclasses.replace(sample, image=turned(sample.image), sky=turned(sample.sky), targets=turned(sample.targets), boxes=b)
 
 # %% ../nbs/11_training.ipynb #043
-def squeeze(sample, side):
-    """`sample` stretched to side x side pixels, as the authors do: image bilinear, masks nearest, boxes scaled and cut to the image."""
+def squeeze(sample, side, means=False):
+    """`sample` stretched to side x side pixels: image bilinear, as the authors do, or with `means` by overview.shrunk; masks nearest, boxes scaled and cut to the image."""
     def nearest(mask): return cv2.resize(mask.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST).astype(bool)
-    image = cv2.resize(sample.image, (side, side), interpolation=cv2.INTER_LINEAR)
+    image = overview.shrunk(sample.image, side) if means else cv2.resize(sample.image, (side, side), interpolation=cv2.INTER_LINEAR)
     b = box.clip(box.scale(sample.boxes, side / sample.width, side / sample.height), side, side)
     return dataclasses.replace(sample, image=image, sky=nearest(sample.sky), targets=nearest(sample.targets), boxes=b)
 
@@ -238,16 +242,23 @@ def pad(sample, side):
                                targets=np.pad(sample.targets, edges))
 
 
-def crop(sample, x, y, side):
-    """The window [x, x+side) x [y, y+side) of `sample`; boxes that keep at least half of their area stay, cut to the window."""
-    part = np.s_[y:y + side, x:x + side]
+def crop(sample, x, y, width, height=None):
+    """The window [x, x+width) x [y, y+height) of `sample`, height: as the width; boxes that keep at least half of their area stay, cut to the window."""
+    height = height or width
+    part = np.s_[y:y + height, x:x + width]
     moved = box.shift(sample.boxes, -x, -y)
-    inside = box.clip(moved, side, side)
+    inside = box.clip(moved, width, height)
     kept = (2 * box.area(inside) >= box.area(moved)) & (box.area(inside) > 0)
     return dataclasses.replace(sample, image=sample.image[part], sky=sample.sky[part], targets=sample.targets[part],
                                boxes=inside[kept], real=sample.real[kept])
 
-# %% ../nbs/11_training.ipynb #047
+# %% ../nbs/11_training.ipynb #048
+def some_part(sample, least, rng):
+    """A random window of `sample`; its sides are shares of the image's, each drawn from `least` to 1."""
+    w, h = (max(1, round(side * rng.uniform(least, 1))) for side in (sample.width, sample.height))
+    return crop(sample, int(rng.integers(sample.width - w + 1)), int(rng.integers(sample.height - h + 1)), w, h)
+
+# %% ../nbs/11_training.ipynb #049
 def window(sample, side, focus, rng, real=0.0):
     """Left top corner (x, y) of a random window: with probability `focus` one that holds the centre of a target drawn at random, else anywhere.
 
@@ -262,10 +273,11 @@ def window(sample, side, focus, rng, real=0.0):
         low, high = np.clip(centre - side + 1, 0, most), np.clip(centre, 0, most)
     return tuple(int(v) for v in rng.integers(low, high + 1))
 
-# %% ../nbs/11_training.ipynb #050
+# %% ../nbs/11_training.ipynb #052
 def arrange(sample, schedule, rng):
     """`sample` squeezed or cropped and flipped as `schedule` says, with draws from `rng`."""
-    if schedule.squeeze: sample = squeeze(sample, schedule.squeeze)
+    if schedule.part < 1: sample = some_part(sample, schedule.part, rng)
+    if schedule.squeeze: sample = squeeze(sample, schedule.squeeze, schedule.means)
     if schedule.crop:
         sample = pad(sample, schedule.crop)
         sample = crop(sample, *window(sample, schedule.crop, schedule.focus, rng, schedule.real), schedule.crop)
@@ -273,7 +285,7 @@ def arrange(sample, schedule, rng):
     if schedule.flips == "none": return sample
     return flip(sample, coins[0], *(coins[1:] if schedule.flips == "dihedral" else ()))
 
-# %% ../nbs/11_training.ipynb #051
+# %% ../nbs/11_training.ipynb #053
 def brighten(sample, schedule, rng):
     """`sample` with grey levels g * level + o, rounded and cut to 0-255; g and o drawn from `rng` within the schedule's `gain` and `offset`."""
     if not (schedule.gain or schedule.offset): return sample
@@ -281,7 +293,7 @@ def brighten(sample, schedule, rng):
     table = np.clip(np.rint(g * np.arange(256) + o), 0, 255).astype(np.uint8)
     return dataclasses.replace(sample, image=table[sample.image])
 
-# %% ../nbs/11_training.ipynb #053
+# %% ../nbs/11_training.ipynb #055
 def as_read(data, schedule):
     """The dataset, a DenseSIRST opened again where its label files are to be read otherwise (17 images differ by more than a shift of all boxes)."""
     if not isinstance(data, DenseSIRST) or data.boxes == schedule.boxes: return data
@@ -299,9 +311,9 @@ def target_source(data, i, schedule):
     """Sample i to take targets from: half-open boxes; squeezed for our own law if the schedule squeezes (the authors' law scales its sources itself)."""
     sample = labelled(data, i, "corrected")
     ours = bagcp.PASTES[schedule.paste].law == "profile"
-    return squeeze(sample, schedule.squeeze) if schedule.squeeze and ours else sample
+    return squeeze(sample, schedule.squeeze, schedule.means) if schedule.squeeze and ours else sample
 
-# %% ../nbs/11_training.ipynb #054
+# %% ../nbs/11_training.ipynb #056
 class Examples:
     """Training examples of a dataset: `[(epoch, k)]` -> Sample, squeezed or cropped, flipped and with pasted targets.
     Every draw comes from a generator seeded by (seed, epoch, k), so an example does not depend on order, workers or what was drawn before.
@@ -327,7 +339,7 @@ class Examples:
         if late: sample = dataclasses.replace(sample, boxes=box.shift(sample.boxes, -1, -1))
         return brighten(sample, s, rng)
 
-# %% ../nbs/11_training.ipynb #062
+# %% ../nbs/11_training.ipynb #064
 class Batch(NamedTuple):
     """images uint8 (n, h, w); boxes: n float32 tensors (m, 4); sky, targets bool (n, h, w); names: n texts; real: n bool tensors (m,), the targets not pasted."""
     images: torch.Tensor
@@ -344,7 +356,7 @@ def batch(samples):
     return Batch(stacked("image"), [torch.from_numpy(np.ascontiguousarray(s.boxes, np.float32)) for s in samples],
                  stacked("sky"), stacked("targets"), [s.name for s in samples], [torch.from_numpy(np.array(s.real, bool)) for s in samples])
 
-# %% ../nbs/11_training.ipynb #063
+# %% ../nbs/11_training.ipynb #065
 class Keys:
     """All batches from optimiser step `start` to the end as lists of keys (epoch, k): what a DataLoader takes as its batch sampler.
 
@@ -366,7 +378,7 @@ class Keys:
             for step in range(first, an_epoch):
                 yield [(epoch, int(k)) for k in order[step * s.batch:(step + 1) * s.batch]]
 
-# %% ../nbs/11_training.ipynb #064
+# %% ../nbs/11_training.ipynb #066
 def _alone(worker): cv2.setNumThreads(0)
 
 
@@ -375,7 +387,7 @@ def loader(examples, start=0, workers=0):
     return DataLoader(examples, batch_sampler=Keys(examples, start), collate_fn=batch, num_workers=workers, generator=torch.Generator(),
                       worker_init_fn=_alone, pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None)
 
-# %% ../nbs/11_training.ipynb #067
+# %% ../nbs/11_training.ipynb #069
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run. preset: a name in bafenet.PRESETS or a Preset. schedule: a Schedule, a name in SCHEDULES, or None for the preset's own.
@@ -400,7 +412,7 @@ class TrainConfig:
         for field, value in zip(("preset", "schedule"), _resolved(self)): object.__setattr__(self, field, value)
         _usable(self)
 
-# %% ../nbs/11_training.ipynb #068
+# %% ../nbs/11_training.ipynb #070
 def _usable(config):
     """InputError for ImageNet weights or a weight of real targets that this preset cannot use."""
     preset, weight = config.preset, config.schedule.real_weight
@@ -419,7 +431,7 @@ def _resolved(config):
     if schedule not in SCHEDULES: raise InputError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
     return preset, SCHEDULES[schedule]
 
-# %% ../nbs/11_training.ipynb #070
+# %% ../nbs/11_training.ipynb #072
 def _weights(config):
     """Path of the weights that a run begins from."""
     path = Path(config.start)
@@ -440,7 +452,7 @@ def started(config):
     if dataclasses.replace(theirs, name=mine.name) != mine: raise InputError(f"{config.start} holds {theirs.name}, another network than {mine.name}: train {theirs.name}, or start without weights")
     return model
 
-# %% ../nbs/11_training.ipynb #071
+# %% ../nbs/11_training.ipynb #073
 def description(config, data):
     """What decides the outcome of a run, as plain data for config.json: preset, schedule, seed, precision, start weights and the images."""
     names = "\n".join(map(str, getattr(data, "names", range(len(data)))))
@@ -465,7 +477,7 @@ def _difference(a, b, where=""):
         if found: return found
     return None
 
-# %% ../nbs/11_training.ipynb #072
+# %% ../nbs/11_training.ipynb #074
 def device_of(config):
     """The torch device of a configuration: 'auto' is a GPU where there is one."""
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -483,7 +495,7 @@ def _precision(config):
     if config.precision != "auto": return config.precision
     return "bf16" if device_of(config).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
 
-# %% ../nbs/11_training.ipynb #075
+# %% ../nbs/11_training.ipynb #077
 def write_whole(path, data):
     """Write bytes to `path` so that a reader, or the next run after a kill or a full disk, sees the old file or the new one and never a part."""
     path = Path(path)
@@ -500,7 +512,7 @@ def write_whole(path, data):
         with contextlib.suppress(OSError): part.unlink()
         raise InputError(f"{path} cannot be written ({error.strerror}): free some space or choose another folder; what was there is intact") from None
 
-# %% ../nbs/11_training.ipynb #078
+# %% ../nbs/11_training.ipynb #080
 class Average:
     """Exponential moving average of a model's weights and running statistics: a = d * a + (1 - d) * w, with d rising to `decay` over the first steps."""
     def __init__(self, model, decay):
@@ -514,7 +526,7 @@ class Average:
             if mine.is_floating_point(): mine.lerp_(theirs, 1 - d)
             else: mine.copy_(theirs)
 
-# %% ../nbs/11_training.ipynb #081
+# %% ../nbs/11_training.ipynb #083
 def _take_gpu():
     """Make the GPU of this process's number on its machine the current one; InputError when there is none for it."""
     mine, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
@@ -535,7 +547,7 @@ def together(config):
     try: yield
     finally: distributed.destroy_process_group()
 
-# %% ../nbs/11_training.ipynb #083
+# %% ../nbs/11_training.ipynb #085
 def by_first(act):
     """What `act()` returns in the first process, in every process; its InputError is raised in every process."""
     rank, count = processes()
@@ -555,7 +567,7 @@ def gathered(x):
     if len(parts) > 1: distributed.all_gather_object(parts, x)
     return parts
 
-# %% ../nbs/11_training.ipynb #085
+# %% ../nbs/11_training.ipynb #087
 class LossModule(torch.nn.Module):
     """A model and its losses as one module: Batch -> dictionary of losses, as `loss_of` gives them."""
     def __init__(self, model, forward, bf16, real_weight):
@@ -578,7 +590,7 @@ def _synchronised(model, device):
     if processes()[1] == 1 or device.type == "cpu" or model.preset.norm == "frozen": return model
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
-# %% ../nbs/11_training.ipynb #086
+# %% ../nbs/11_training.ipynb #088
 def _divisible(schedule, images):
     """InputError when the last batch of an epoch leaves a process without an example."""
     n, count = images * schedule.repeats, processes()[1]
@@ -588,12 +600,12 @@ def _divisible(schedule, images):
     mend = f"use a batch of {better}" if better else "use fewer processes"
     raise InputError(f"the last batch of an epoch has {least(schedule.batch)} of {n} examples for {count} processes: {mend}")
 
-# %% ../nbs/11_training.ipynb #088
+# %% ../nbs/11_training.ipynb #090
 def memory_order(device):
     """torch.memory_format of maps and weights while training on a torch.device."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
-# %% ../nbs/11_training.ipynb #089
+# %% ../nbs/11_training.ipynb #091
 class Run:
     """Everything that changes while a model is trained: weights, optimiser, averaged weights, position, losses, seconds."""
     def __init__(self, config, examples):
@@ -616,7 +628,7 @@ class Run:
         """The model that is handed over: the averaged one where the schedule averages."""
         return self.average.model if self.average else self.model
 
-# %% ../nbs/11_training.ipynb #090
+# %% ../nbs/11_training.ipynb #092
 def _state(run):
     """A run as plain tensors, numbers and dictionaries."""
     cuda = torch.cuda.get_rng_state_all() if run.device.type == "cuda" else []
@@ -633,7 +645,7 @@ def save(run, folder):
     write_whole(place / f"{run.step:08d}.pt", memory.getbuffer())
     for old in sorted(place.glob("*.pt"))[:-2]: old.unlink(missing_ok=True)
 
-# %% ../nbs/11_training.ipynb #091
+# %% ../nbs/11_training.ipynb #093
 def _newest(folder):
     """Content of the newest checkpoint that can be read, or None when there is none at all; InputError when all are damaged."""
     found = sorted((Path(folder) / "checkpoints").glob("*.pt"), reverse=True)
@@ -657,13 +669,13 @@ def restore(run, folder):
     if run.device.type == "cuda" and state["random_cuda"]: torch.cuda.set_rng_state_all(state["random_cuda"])
     return True
 
-# %% ../nbs/11_training.ipynb #093
+# %% ../nbs/11_training.ipynb #095
 def _draw_apart(run):
     """Give torch's generator a state that belongs to this seed, step and process where several work together, else leave it: two processes must not drop the same units."""
     rank, count = processes()
     if count > 1: torch.manual_seed(int(np.random.SeedSequence((3, run.config.seed, run.step, rank)).generate_state(1)[0]))
 
-# %% ../nbs/11_training.ipynb #094
+# %% ../nbs/11_training.ipynb #096
 def loss_of(model, batch, forward=None, bf16=False, real_weight=1.0):
     """Dictionary of losses (class, box, centerness, sky, perhaps mask, total: 0-d tensors) of `model` on a Batch; forward may be the compiled model."""
     device = next(model.parameters()).device
@@ -671,11 +683,12 @@ def loss_of(model, batch, forward=None, bf16=False, real_weight=1.0):
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16): maps = (model if forward is None else forward)(images)
     head = model.preset.head
     weights = None if real_weight == 1 else torch.where(torch.cat(batch.real), real_weight, 1.0)
+    if not model.preset.detects: return overview.overview_losses(maps.float(), batch.sky.to(device))
     if model.fine: return fine.fine_losses(model.bbox_head, maps, batch.boxes, batch.sky.to(device), batch.targets.to(device), weights)
     maps = type(maps)(*([m.float() for m in level] for level in maps))
     return losses.compute(maps, batch.boxes, batch.sky.to(device), head, batch.targets.to(device) if head.target_mask else None)
 
-# %% ../nbs/11_training.ipynb #095
+# %% ../nbs/11_training.ipynb #097
 def advance(run, batch):
     """One optimiser step; the losses are kept on the device until `collect`. Returns nothing."""
     s = run.config.schedule
@@ -691,7 +704,7 @@ def advance(run, batch):
     run.waiting.append((run.step, rate, batch.names, {k: v.detach() for k, v in parts.items()}))
     run.step += 1
 
-# %% ../nbs/11_training.ipynb #097
+# %% ../nbs/11_training.ipynb #099
 def _table(rows):
     """Rows (dictionaries of numbers) as the text of a CSV file, every digit kept."""
     text = io.StringIO()
@@ -699,7 +712,7 @@ def _table(rows):
     writer.writeheader(); writer.writerows(rows)
     return text.getvalue()
 
-# %% ../nbs/11_training.ipynb #098
+# %% ../nbs/11_training.ipynb #100
 def _kept(folder):
     """Words about the last good checkpoint of a run."""
     found = sorted((Path(folder) / "checkpoints").glob("*.pt"))
@@ -711,7 +724,7 @@ def _names(run, step, mine):
     if processes()[1] == 1: return mine
     return [run.examples.data[k % len(run.examples.data)].name for _, k in next(Keys(run.examples, step).whole())]
 
-# %% ../nbs/11_training.ipynb #099
+# %% ../nbs/11_training.ipynb #101
 def collect(run, folder):
     """Bring the losses of the last steps over, check them, put them into the history; returns the new rows. InputError names the first step whose loss is no finite number."""
     fresh = []
@@ -726,7 +739,7 @@ def collect(run, folder):
     run.history += fresh
     return fresh
 
-# %% ../nbs/11_training.ipynb #100
+# %% ../nbs/11_training.ipynb #102
 def _agree(out, now, resume):
     """Whether the folder `out` already holds this run; InputError when it may not go on, or holds another."""
     path = out / "config.json"
@@ -738,7 +751,7 @@ def _agree(out, now, resume):
     if changed: raise InputError(f"{out} holds another run: {changed}; resume with the configuration it began with, or choose another folder")
     return True
 
-# %% ../nbs/11_training.ipynb #101
+# %% ../nbs/11_training.ipynb #103
 def begin(config, data, out, resume=False):
     """A Run in folder `out`: new, or put back to its newest checkpoint. config.json is written once data and first weights could be read, so that
     a run that cannot begin leaves no folder behind.
@@ -758,7 +771,7 @@ def begin(config, data, out, resume=False):
     by_first(lambda: write_whole(out / "losses.csv", _table(run.history).encode()))
     return run
 
-# %% ../nbs/11_training.ipynb #102
+# %% ../nbs/11_training.ipynb #104
 def _add(path, table, first):
     """Add a table to the CSV file at `path`, with its header when it is the first."""
     try:
@@ -774,7 +787,7 @@ def _tell(run, folder, bar):
     bar.update(len(fresh))
     bar.set_postfix(loss=f"{fresh[-1]['total']:.3f}", lr=f"{fresh[-1]['lr']:.1e}", refresh=False)
 
-# %% ../nbs/11_training.ipynb #105
+# %% ../nbs/11_training.ipynb #107
 def _no_memory(error):
     """Whether an error says that memory is short: on a GPU, in numpy, or on a CPU in PyTorch."""
     words = ("can't allocate memory", "not enough memory", "bad_alloc", "could not create a primitive")   # the last is oneDNN's
@@ -793,7 +806,7 @@ def _fitting(run, batch):
         fits, size = size, 2 * size
     return fits
 
-# %% ../nbs/11_training.ipynb #106
+# %% ../nbs/11_training.ipynb #108
 def _attempt(run, batch, folder):
     """`advance`, or an InputError that names the batch size that fits when memory is short (tried out when there is one process)."""
     size, short = run.config.schedule.batch, False
@@ -806,7 +819,7 @@ def _attempt(run, batch, folder):
     mend = "use a smaller crop, not even one image fits" if fits == 0 else f"a batch of {fits} fits" if fits else f"use a batch of {size // 2} or more processes"
     raise InputError(f"out of memory at step {run.step} with batch {size}: {mend}; {_kept(folder)}")
 
-# %% ../nbs/11_training.ipynb #107
+# %% ../nbs/11_training.ipynb #109
 @contextlib.contextmanager
 def _accidents(run):
     """Turn what can happen to a run from outside into one line: a loader or another process that dies, bad input met by a loader process."""
@@ -820,7 +833,7 @@ def _accidents(run):
         with contextlib.suppress(RuntimeError): time.sleep(0.3)   # torch announces a death twice: by a broken pipe and by a signal
         raise InputError(f"a loader process died at step {run.step}: resume the run, with fewer workers or 0") from None
 
-# %% ../nbs/11_training.ipynb #108
+# %% ../nbs/11_training.ipynb #110
 def _loop(run, out, bar, each_epoch):
     """All remaining steps, with losses; the first process writes checkpoints and is told the end of each epoch."""
     config, often, writes = run.config, 1 if run.device.type == "cpu" else 50, processes()[0] == 0
@@ -836,7 +849,7 @@ def _loop(run, out, bar, each_epoch):
             save(run, out); saved = time.monotonic()
         if ends and each_epoch: each_epoch(run.final, run.step // run.an_epoch)
 
-# %% ../nbs/11_training.ipynb #109
+# %% ../nbs/11_training.ipynb #111
 def _row(run):
     """One flat row about a finished run."""
     last = run.history[-run.an_epoch:]
@@ -853,7 +866,7 @@ def _device_name(device):
     """'cpu', or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
-# %% ../nbs/11_training.ipynb #110
+# %% ../nbs/11_training.ipynb #112
 def train(config, data, out, resume=False, progress=True, each_epoch=None):
     """Train a model and return one row (dictionary) about the run.
 
