@@ -312,11 +312,14 @@ def endure(args):
     from tqdm import tqdm
     from bafe_nb import bafenet, classical, evaluation, generators, ledger
     name, seed, data = args.model, None, dataset(args.data, args.split)
-    if name in classical.METHODS: detect = lambda sample: classical.detect(sample.image, args.model)
+    if name in classical.METHODS:
+        if args.sky_weight or args.overview: raise InputError(f"{args.model} is a filter, which has no sky: leave --sky-weight and --overview out")
+        detect = lambda sample: classical.detect(sample.image, args.model)
     else:
         model, boxes = evaluation.read_model(_there(args.model))
-        model, seed, name = bafenet.fold(model), evaluation.seed_of(args.model), evaluation.name_of(args.model, model)
-        detect = lambda sample: evaluation.predict(model, sample, boxes=boxes).detections
+        reading = dict(sky_weight=args.sky_weight, overview=args.overview and bafenet.fold(evaluation.read_model(args.overview)[0]))
+        model, seed, name = bafenet.fold(model), evaluation.seed_of(args.model), evaluation.name_of(args.model, model) + evaluation.reading_of(**reading)
+        detect = lambda sample: evaluation.predict(model, sample, boxes=boxes, **reading).detections
     bar = lambda items, words: tqdm(items, desc=words, unit="image", leave=False, delay=1)
     for row in generators.endure(detect, data, progress=bar):
         print(f"{row['condition']:16} recall {row['recall']:.3f}" + (f", of {row['new']} new targets {row['recall_new']:.3f}" if row["new"] else ""))
@@ -397,7 +400,7 @@ VERBS = {
                       ("--epochs", dict(type=number(int, 1), default=9, help="of the speedrun")), ("--out", dict(metavar="RUN", type=output_folder, help="keep the speedrun's run here")), ("--threads", dict(type=number(int, 1), default=2, help="of the speedrun")), REFLECTIONS, VIEWS, LEDGER]),
     "ladder": (ladder, [REAL, ("--out", dict(default="runs/ladder", metavar="DIR", type=output_folder)), ("--seeds", dict(type=number(int, 1), default=3)), ("--ledger", dict(default="results/ledger.csv", type=table_file))]),
     "sweep": (sweep, [REAL, ("--out", dict(default="runs/ablation", metavar="DIR", type=output_folder)), ("--results", dict(default="results", help="folder of the ledger and of the draws")), OVERVIEW]),
-    "endure": (endure, [("model", dict(metavar="RUN|WEIGHTS|METHOD")), DATA, SPLIT, LEDGER]),
+    "endure": (endure, [("model", dict(metavar="RUN|WEIGHTS|METHOD")), DATA, SPLIT, SKY_WEIGHT, OVERVIEW, LEDGER]),
     "masks": (masks, [("model", dict(metavar="RUN|WEIGHTS")), DATA, SPLIT, REFLECTIONS, VIEWS, SKY_WEIGHT, OVERVIEW, LEDGER]),
     "tables": (write_tables, [("--ledger", dict(default="results/ledger.csv", type=table_file)), ("--out", dict(default="figures", type=output_folder))]),
     "figures": (write_figures, [("--results", dict(default="results")), ("--out", dict(default="figures", type=output_folder)), REAL]),

@@ -249,7 +249,7 @@ class Asked:
 
 ASKED = (Asked("default, own sky asked", "default"), Asked("default, both skies asked", "default", overview=True), Asked("no sky branch, overview asked", "no sky branch", overview=True))
 
-
+# %% ../nbs/23_does_background_matter.ipynb #033
 def ask(root, overview, out="runs/ablation", results="results", queue=ASKED, progress=True, command="bafe sweep"):
     """Read every finished run of the arms in `queue` under the folder `out` again, with its sky in the score: two ledger rows a run of kind "asked", and its draws. overview: run folder or weights."""
     test, path, net = DenseSIRST(root, "test_v2"), Path(results) / "ledger.csv", evaluation.read_model(overview)[0]
@@ -265,7 +265,7 @@ def ask(root, overview, out="runs/ablation", results="results", queue=ASKED, pro
         _keep(draws_file(results, asked, seed), redrawn(judged))
         for protocol in ("paper", "corrected"): ledger.append(path, common | evaluation.score(found, test, protocol) | ledger.stamp(command))
 
-# %% ../nbs/23_does_background_matter.ipynb #034
+# %% ../nbs/23_does_background_matter.ipynb #035
 PAIRS = (("sky branch, no exchange", "no exchange", "no sky branch"), ("learnable exchange", "default", "no exchange"), ("sky branch with exchange", "default", "no sky branch"),
          ("own sky asked", "default, own sky asked", "default"), ("overview asked", "no sky branch, overview asked", "no sky branch"), ("both skies asked", "default, both skies asked", "default"),
          ("sky branch, both asked", "default, both skies asked", "no sky branch, overview asked"),
@@ -289,7 +289,7 @@ def outcomes(rows, results):
         for k, name in enumerate(MEASURES): found.setdefault((arm.name, name), {})[r["seed"]] = (r.get(name, np.nan), drawn[:, k])
     return found
 
-# %% ../nbs/23_does_background_matter.ipynb #035
+# %% ../nbs/23_does_background_matter.ipynb #036
 def comparisons(rows, results):
     """One dictionary a pair and measure that both arms of a pair have: what, against (the other arm), measure, and the fields of Difference; pairs without a common seed are left out."""
     found, lines = outcomes(rows, results), []
@@ -299,9 +299,9 @@ def comparisons(rows, results):
             if set(one) & set(other): lines.append(dict(what=what, against=b, measure=name, **difference(one, other)._asdict()))
     return lines
 
-# %% ../nbs/23_does_background_matter.ipynb #037
-PANELS = dict(map12="mAP12", map50_95="mAP50:95", recall_real_at_precision_90="real targets found\nat precision 0.9", alarms_sky="false alarms\na megapixel, sky",
-              alarms_other="false alarms\na megapixel, other")
+# %% ../nbs/23_does_background_matter.ipynb #038
+PANELS = dict(map12="mAP12", map50_95="mAP50:95", recall_real_at_precision_90="real targets found\nat precision 0.9", alarms_sky="false alarms\na megapixel,\nsky",
+              alarms_other="false alarms\na megapixel,\nother")
 
 
 def _interval(ax, y, line):
@@ -319,7 +319,7 @@ def _cut(ax, mine, pairs):
     reach = 1.25 * ends[-2][0]
     ax.set_xlim(-reach, reach); ax.plot(reach, -ends[-1][1], ">", color="0.55", ms=4, clip_on=False)
 
-# %% ../nbs/23_does_background_matter.ipynb #038
+# %% ../nbs/23_does_background_matter.ipynb #039
 def forest(lines):
     """Figure of `comparisons`: a row a pair, a panel a measure, what the addition changes with its 95 % interval."""
     pairs = [what for what, *_ in PAIRS if any(line["what"] == what for line in lines)]

@@ -38,7 +38,7 @@ class Preset:
     backbone: 'resnet18', 'resnet50' (with an FPN at the head's strides, 8, 16, 32 and on) or 'unet' (one map at the head's stride).
     in_channels: equal grey channels the image becomes. mean, std: grey levels (0-255), one a channel.
     size: side in pixels that images are squeezed to (aspect ratio not kept), None = native size.
-    norm: 'frozen' or 'trainable' batch norm of a ResNet. widths, down, up: channels and residual blocks a level of a UNet.
+    norm: 'frozen' or 'trainable' batch norm of a ResNet. widths, down, up: channels and residual blocks a level of a UNet. detects: false for an overview, which tells sky alone.
     official: a model of the authors' leaderboard: minus-one boxes, and beside a sky branch the layers that they register and never use.
     """
     name: str
@@ -55,9 +55,7 @@ class Preset:
     official: bool = False
 
     @property
-    def detects(self):
-        """Whether the model finds targets; an overview tells sky alone."""
-        return not isinstance(self.head, OverviewConfig)
+    def detects(self): return not isinstance(self.head, OverviewConfig)
 
 # %% ../nbs/10_bafenet.ipynb #009
 PAPER_HEAD = HeadConfig()
@@ -211,13 +209,14 @@ def _part(name):
     return ".".join(words[:2]) if words[0] == "bbox_head" else words[0]
 
 # %% ../nbs/10_bafenet.ipynb #045
-def count(preset, size=512):
-    """(parameters, multiply_adds, table) of a preset for one image of size x size pixels, counted as the paper counts.
+def count(preset, size=None):
+    """(parameters, multiply_adds, table) of a preset for one image of size x size pixels (512, for an overview its own), counted as the paper counts.
 
     Every registered parameter counts, frozen and unused ones too; operations by COSTS. table: part -> dict-like of parameters, unused,
     multiply_adds, whose sums are the two totals. Source: mmengine's FlopAnalyzer.
     """
-    preset = find_preset(preset); table = {}
+    preset, table = find_preset(preset), {}
+    size = size or (512 if preset.detects else preset.size)
     def add(name, column, number): table.setdefault(_part(name), Counter())[column] += number
     with FakeTensorMode():
         model = build(preset).eval()

@@ -5,8 +5,8 @@ and undone exactly: a target on the border of two tiles is found once."""
 
 # %% auto #0
 __all__ = ['FINE_STRIDES', 'LARGE', 'TILE', 'HALO', 'VIEWS', 'LEVELS', 'LOOKS', 'Prediction', 'grey', 'tiles', 'overview_logits',
-           'weighed', 'over', 'found_boxes', 'predict', 'View', 'Reflected', 'looks', 'read_model', 'seed_of',
-           'name_of', 'predict_all', 'reading_of', 'score', 'evaluate', 'mask_levels']
+           'weighed', 'over', 'found_boxes', 'predict', 'sky_share', 'View', 'Reflected', 'looks', 'read_model',
+           'seed_of', 'name_of', 'predict_all', 'reading_of', 'score', 'evaluate', 'mask_levels']
 
 # %% ../nbs/12_evaluation.ipynb #002
 import json
@@ -185,11 +185,10 @@ def predict(model, image, threshold=0.05, per_image=1000, tile=None, halo=HALO, 
     overlapping tiles of `tile` pixels above LARGE pixels or when `tile` is given. boxes: see `found_boxes`; minus-one boxes are moved back by one.
     For fine heads only, InputError for others: reflections, 4 (or True) to average over the image and its three mirror images in four times the time, 8 for these
     and the four with x and y exchanged; guesses and likeliest, see fine.fine_detections. overview: a BAFENet of the preset overview, whose sky logits are added
-    to those of the sky branch. sky_weight: what the sky has to say in scores and target mask, 0 to 1, see `weighed`.
-    An overview itself finds nothing but sky. InputError for a sky_weight where nobody tells sky.
+    to those of the sky branch. sky_weight: what it has to say in scores and mask, 0 to 1 (`weighed`). An overview itself finds sky alone.
     """
     image, preset = grey(image), model.preset
-    if not model.preset.detects: return _overview_prediction(model, image, sky_weight, overview)
+    if not preset.detects: return _overview_prediction(model, image, sky_weight, overview)
     _can_weigh(model, sky_weight, overview)
     if tile and preset.size: raise InputError(f"{preset.name} squeezes every image to {preset.size} x {preset.size} pixels: leave tile out")
     (height, width), strides = image.shape, preset.head.strides
@@ -200,10 +199,23 @@ def predict(model, image, threshold=0.05, per_image=1000, tile=None, halo=HALO, 
     factors, maps = None if not preset.size else (preset.size / width, preset.size / height), _seen(model, seen, tile, halo)
     d = heads.decode(maps, strides, threshold, per_image=per_image, before_nms=max(1000, per_image), size=seen.shape, rescale=factors)[0]
     if found_boxes(model, boxes) == "paper": d = box.clip(box.shift(d, 1, 1), width, height)
-    sky, target = _logits(maps, strides[0], seen.shape, height, width)
-    return _told(image, d, sky, target, sky_weight, overview)
+    return _told(image, d, *_logits(maps, strides[0], seen.shape, height, width), sky_weight, overview)
 
-# %% ../nbs/12_evaluation.ipynb #032
+# %% ../nbs/12_evaluation.ipynb #031
+@torch.inference_mode()
+def sky_share(model, image, overview=None):
+    """Probability of sky, float32 (h, w), for a grey image or Sample: by the sky branch of a model, with the overview's logits added if one is given, or by an overview itself."""
+    image, size = grey(image), model.preset.size
+    if not model.preset.detects: return overview_logits(model, image).sigmoid().cpu().numpy()
+    _can_weigh(model, 1.0, overview)
+    if isinstance(model.preset.head, fine.FineConfig): sky = _fine_logits(_seen(model, image, None, HALO))[0]
+    else:
+        seen = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR) if size else image
+        sky = _logits(_seen(model, seen, None, HALO), model.preset.head.strides[0], seen.shape, *image.shape)[0]
+    if overview is not None: sky = overview_logits(overview, image) + (0 if sky is None else sky)
+    return sky.sigmoid().cpu().numpy()
+
+# %% ../nbs/12_evaluation.ipynb #033
 class View(NamedTuple):
     """One of the eight ways to lay an image: x and y exchanged or not, then the axes in `turned` of (n, c, h, w) turned round. sides: which of the sides
     seen there are the image's l, t, r, b."""
@@ -229,7 +241,7 @@ class View(NamedTuple):
 VIEWS = (View(False, (), [0, 1, 2, 3]), View(False, (3,), [2, 1, 0, 3]), View(False, (2,), [0, 3, 2, 1]), View(False, (2, 3), [2, 3, 0, 1]),
          View(True, (), [1, 0, 3, 2]), View(True, (3,), [1, 2, 3, 0]), View(True, (2,), [3, 0, 1, 2]), View(True, (2, 3), [3, 2, 1, 0]))
 
-# %% ../nbs/12_evaluation.ipynb #033
+# %% ../nbs/12_evaluation.ipynb #034
 class Reflected:
     """Answers like a fine head for an image seen in the first VIEWS. `maps`: FineMaps with mean class and mask logits; its sky is the image's own. `sides`: mean log-probabilities."""
 
@@ -255,7 +267,7 @@ def looks(reflections):
     if count not in LOOKS: raise InputError(f"reflections is {reflections}: use 4 or 8, or leave it out")
     return count
 
-# %% ../nbs/12_evaluation.ipynb #036
+# %% ../nbs/12_evaluation.ipynb #037
 def _looked(model, image, tile, halo, reflections):
     """(head, maps) of a model with a fine head after one look at an image (h, w), or after several."""
     count = looks(reflections)
@@ -271,7 +283,7 @@ def _fine_prediction(model, image, tile, halo, boxes, reflections, reading, sky_
     if boxes == "paper": d = box.clip(box.shift(d, 1, 1), image.shape[1], image.shape[0])
     return _told(image, d, *_fine_logits(maps), sky_weight, overview, LEVELS[0])
 
-# %% ../nbs/12_evaluation.ipynb #044
+# %% ../nbs/12_evaluation.ipynb #045
 def _configured(weights, *keys):
     """An entry of the config.json beside a weights file, None where there is no such file or entry; InputError when it cannot be read."""
     path = Path(weights).with_name("config.json")
@@ -281,7 +293,7 @@ def _configured(weights, *keys):
     for key in keys: config = config.get(key) if isinstance(config, dict) else None      # a config.json of something else tells nothing
     return config
 
-# %% ../nbs/12_evaluation.ipynb #045
+# %% ../nbs/12_evaluation.ipynb #046
 def read_model(source, device="cpu"):
     """(model in eval mode, boxes) from a BAFENet, a .safetensors file or the folder of a run.
 
@@ -305,7 +317,7 @@ def name_of(source, model):
     if isinstance(source, torch.nn.Module): return model.preset.name
     return model.preset.name + ", tuned" * bool(_configured(Path(source) / "x" if Path(source).is_dir() else Path(source), "start"))
 
-# %% ../nbs/12_evaluation.ipynb #055
+# %% ../nbs/12_evaluation.ipynb #056
 def predict_all(model, dataset, progress=True, **options):
     """Image name -> Prediction for all samples; options go to `predict`. Returns the dictionary and the mean milliseconds an image, without reading it.
 
@@ -324,13 +336,13 @@ def predict_all(model, dataset, progress=True, **options):
     if not everything: raise InputError("the dataset is empty: name a split with images")
     return dict(everything[i] for i in sorted(everything)), 1000 * sum(spent) / len(everything)
 
-# %% ../nbs/12_evaluation.ipynb #056
+# %% ../nbs/12_evaluation.ipynb #057
 def reading_of(reflections=0, guesses=1, least=0.05, sky_weight=0.0, overview=None, **_):
     """How a model is read, as words behind its name: '' for one look, one guess, scores from 0.05 and no word for the sky."""
     words = LOOKS[looks(reflections)] + f", {guesses} guesses" * (guesses > 1) + f", from {least:g}" * (least != 0.05)
     return words + f", sky {sky_weight:g}" * (sky_weight > 0) + ", overview" * (overview is not None)
 
-# %% ../nbs/12_evaluation.ipynb #057
+# %% ../nbs/12_evaluation.ipynb #058
 def score(predictions, dataset, protocol="corrected", threshold=None):
     """The flat row of scores.evaluate for a dictionary of Predictions: detections, sky masks and target masks."""
     parts = {field: {name: getattr(p, field) for name, p in predictions.items()} for field in Prediction._fields}
@@ -352,7 +364,7 @@ def evaluate(source, dataset, protocol="corrected", threshold=None, progress=Tru
     row = dict(preset=name_of(source, model) + reading_of(least=least, **options)) | row | dict(ms_per_image=round(ms, 2))
     return row, {name: p.detections for name, p in predictions.items()}
 
-# %% ../nbs/12_evaluation.ipynb #066
+# %% ../nbs/12_evaluation.ipynb #067
 @torch.inference_mode()
 def mask_levels(model, dataset, levels=LEVELS, reflections=False, progress=True, sky_weight=0.0, overview=None):
     """Level p -> scores.PdFa over a dataset of the target masks of a model with a fine head; a mask holds the pixels whose share is over p, 0 < p < 1.

@@ -92,8 +92,7 @@ class Schedule(Steps):
     offset: float = 0.0
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        problem = _problem(self)
-        if problem: raise InputError(f"schedule {self.name!r}: {problem}")
+        if problem := _problem(self): raise InputError(f"schedule {self.name!r}: {problem}")
 
 # %% ../nbs/11_training.ipynb #012
 CHOICES = dict(optimiser=("adamw", "muon", "dadapt-adam"), policy=("step", "cosine", "one-cycle"),
