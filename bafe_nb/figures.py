@@ -480,17 +480,17 @@ READ = ("", ", eight reflections", ", eight reflections" + tables.SKY)        # 
 
 def masks_by_level(rows):
     """Pd and IoU against Fa of target masks on test_v2, one line a preset and reading over all levels, beside the published segmentation networks."""
-    fig, axes = plt.subplots(1, 2, figsize=(PAGE, 2.4), sharex=True)
+    fig, axes = plt.subplots(1, 2, figsize=(PAGE, 3.1), sharex=True, layout="constrained")
     shown = {name: line for name, line in sorted(mask_lines(rows).items()) if name[len(name.split(",")[0]):] in READ}
     for k, (name, line) in enumerate(shown.items()):
         for ax, column in ((axes[0], 1), (axes[1], 3)):
-            ax.plot([1e6 * at[2] for at in line], [100 * at[column] for at in line], "osD^vP"[k % 6] + ["-", "--", ":", "-."][k % 4], ms=3, label=name)
+            ax.plot([1e6 * at[2] for at in line], [100 * at[column] for at in line], "osD^vP"[k % 6] + ["-", "--", ":", "-."][k % 4], ms=3, label=name.replace(tables.SKY, ", sky asked"))
     for r, mark in zip(tables.published("segmentation"), "X*"):
         for ax, key in ((axes[0], "pd_percent"), (axes[1], "iou_percent")): ax.plot(r["fa_1e-6"], r[key], mark, color="0.35", ms=6, ls="none", label=r["method"] + ", published")
     for ax, word in zip(axes, ("Pd (%)", "pixel IoU (%)")):
         ax.set(xscale="log", xlabel="Fa (false pixels in a million)", ylabel=word)
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5))); ax.xaxis.set_major_formatter("{x:g}"); ax.xaxis.set_minor_formatter("")
-    axes[1].legend(frameon=False, loc="lower right")
+    fig.legend(*axes[1].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3, fontsize=6.5, columnspacing=1)
     return fig
 
 # %% ../nbs/22_figures.ipynb #067

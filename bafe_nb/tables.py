@@ -270,7 +270,7 @@ def aside(name):
     """Whether a row of that name is left to the leaderboard: a form or reading put ASIDE, or the sky asked in another way than for the aims."""
     return any(word in name for word in ASIDE) or (", sky " in name and not name.endswith(READING + SKY))
 
-
+# %% ../nbs/21_tables.ipynb #046
 def front(rows):
     """The table of the README: the best published detectors, then the presets of the ledger `rows` on DenseSIRST test_v2 and on scenes, without what is put ASIDE."""
     best = [dict(method=f"{r['method'].replace(' (Ours)', '')}, {r['backbone']}", images="DenseSIRST", map07=r.get("map07", r.get("map50")), command=r["source"])
@@ -287,7 +287,7 @@ def _command(rows, preset, data, split):
     """The command of the last evaluation of a preset on a split of a kind of data, without the files that it was told to write."""
     return re.sub(r" --(ledger|detections) \S+", "", [row.get("command", MISSING) for row in rows if row.get("kind") == "evaluate" and (row.get("preset"), row.get("data"), row.get("split")) == (preset, data, split)][-1])
 
-# %% ../nbs/21_tables.ipynb #048
+# %% ../nbs/21_tables.ipynb #049
 AIMS = (   # words, key in a row of kind "evaluate", protocol, factor, aim, form
     ("mAP07 (0.909 at most without perfect recall)", "map07", "corrected", 1, .905, ".3f"), ("mAP12", "map12", "corrected", 1, .97, ".3f"), ("Recall", "recall", "corrected", 1, .985, ".3f"),
     ("mAP50:95", "map50_95", "corrected", 1, .65, ".3f"), ("mAP12, paper protocol", "map12", "paper", 1, .985, ".3f"), ("Recall of the real targets", "recall_real", "corrected", 1, .95, ".3f"),
@@ -298,7 +298,7 @@ LEVEL = 0.5         # of the masks: pixels whose share is over it; the best IoU 
 UNKNOWN = (("Targets of a similar unknown generator found", "near generator", .97), ("Targets of a very different one found", "far generator", .90))   # at precision 0.9, rows of kind "robustness"
 AIMED = tuple((p, sky) for sky in ("", SKY) for p in ("bafe-hr-nano", "bafe-hr"))
 
-# %% ../nbs/21_tables.ipynb #049
+# %% ../nbs/21_tables.ipynb #050
 def _reached(values, aim, form, smaller=False):
     """Text of what several seeds reached: mean, spread, and "short" where the mean misses the aim, as printed."""
     if not values: return MISSING
@@ -320,7 +320,7 @@ def aims(rows, aimed=AIMED):
     return Table("aims", "What was aimed at, and what was reached", (Column("what", "On test_v2"), Column("aim", "Aim"), *columns), tuple(table),
                  "Corrected protocol where no other is named, last epoch, eight looks and three guesses; sky asked: with the sky of branch and overview in the score (notebook 18); mean ± sample standard deviation over seeds; short: the mean misses the aim. Masks: pixels of a share over 0.5, the level of the best IoU on val_v2. Generators: new clusters at precision 0.9, one look, targets by centres.")
 
-# %% ../nbs/21_tables.ipynb #052
+# %% ../nbs/21_tables.ipynb #053
 DEFAULTS = dict(sky=True, exchange="learnable", paste="default", share=1.0)
 STUDIES = dict(
     bagcp=("Pasting during training", "paste", dict(none="no pasting", copy="plain copies", gaussian="Gaussian blend", sky="Gaussian blend, into sky alone", paper="BAG-CP, the paper's law", default="BAG-CP, ours (default)")),
@@ -342,7 +342,7 @@ def _setting(rows, key, value, word):
     line |= dict(parameters_sd=None, giga_sd=None)
     return line | dict(setting=word, source=f"ledger, {runs[-1].get('preset', '')}")
 
-# %% ../nbs/21_tables.ipynb #053
+# %% ../nbs/21_tables.ipynb #054
 def ablation(rows, study):
     """Ablation table of a study, "bagcp", "exchange" or "sky", from ledger rows of kind "ablation" (corrected protocol)."""
     if study not in STUDIES: raise InputError(f"{study!r}: no study of that name; take {', '.join(STUDIES)}")
@@ -352,7 +352,7 @@ def ablation(rows, study):
                  "Test_v2, corrected protocol, mean ± sample standard deviation over seeds. Published: the paper's ablation numbers are in no source at hand. Recall of real targets: of the 150 that nobody pasted. "
                  "False alarms: no target within 3 px, at the score where 80 % of all targets are found. Milliseconds: one core with other work beside it.")
 
-# %% ../nbs/21_tables.ipynb #056
+# %% ../nbs/21_tables.ipynb #057
 DIFFERENCES = (Column("what", "What is added"), Column("against", "To"), Column("measure", "Measure"), Column("mean", "Change", "+.3f"), Column("low", "95 % from", "+.3f"), Column("high", "to", "+.3f"),
                Column("spread", "Spread over seeds", ".3f"), Column("seeds", "Seeds", ".0f"))
 WORDS = dict(map12="mAP12", map50_95="mAP50:95", recall_real_at_precision_90="recall of real targets at precision 0.9", alarms_sky="false alarms per megapixel of sky",
@@ -364,7 +364,7 @@ def differences(compared):
     return Table("differences", "What each addition changes", DIFFERENCES, tuple(dict(line, measure=WORDS[line["measure"]]) for line in compared),
                  "Paired by seed and image; 95 % interval over images (bootstrap) and seeds (Student's t); test_v2, corrected protocol. Spread: sample standard deviation of the difference over seeds.")
 
-# %% ../nbs/21_tables.ipynb #059
+# %% ../nbs/21_tables.ipynb #060
 RUNGS = ("paper setting", "labels consistent under flips", "corrected boxes", "stride 4", "stride 2", "nearest location", "native size")
 LADDER = (Column("rung", "Rung (each adds to the one before)"), Column("seeds", "Seeds", ".0f"), Column("map07_paper", "mAP07 (paper)", ".3f"), Column("map12_paper", "mAP12 (paper)", ".3f"),
           Column("map07", "mAP07 (corrected)", ".3f"), Column("map12", "mAP12 (corrected)", ".3f"), Column("gain", "Gain", "+.3f"), Column("recall", "Recall (corrected)", ".3f"), Column("source", "Source"))
@@ -383,13 +383,13 @@ def ladder_rows(rows):
         before = line.get("map12"); table.append(line)
     return table
 
-# %% ../nbs/21_tables.ipynb #060
+# %% ../nbs/21_tables.ipynb #061
 def ladder(rows):
     """The ladder of notebook 20 as a table, from ledger rows of kind "ladder"."""
     return Table("ladder", "From the paper's setting to ours, one change at a time", LADDER, tuple(ladder_rows(rows)),
                  "One small network, the same images in the same order on every rung, test_v2, last epoch, mean ± sample standard deviation over seeds. Gain: corrected mAP12 over the rung before.")
 
-# %% ../nbs/21_tables.ipynb #063
+# %% ../nbs/21_tables.ipynb #064
 SEGMENTATION = (Column("method", "Method"), Column("seeds", "Seeds", ".0f"), Column("pd", "Pd (%)", ".2f"), Column("fa", "Fa (1e-6)", ".2f"), Column("iou", "IoU (%)", ".2f"), Column("f1", "F1 (%)", ".2f"),
                 Column("sky", "Sky IoU (%)", ".2f"), Column("what", "Measured on"), Column("source", "Source"))
 
@@ -413,7 +413,7 @@ def segmentation(rows):
     return Table("segmentation", "Targets as masks: Pd, Fa and IoU on DenseSIRST test_v2", SEGMENTATION, tuple(theirs + mine),
                  "Pd: share of targets with a prediction within 3 px. Fa: pixels of predictions that found nothing, over all pixels. Boxes count at score 0.5, which for a filter means nothing: its Fa is that of all its peaks.")
 
-# %% ../nbs/21_tables.ipynb #066
+# %% ../nbs/21_tables.ipynb #067
 SPEED = (Column("what", "What"), Column("milliseconds", "Milliseconds", ".2f"), Column("fastest", "Fastest", ".2f"), Column("slowest", "Slowest", ".2f"), Column("runs", "Runs", ".0f"), Column("device", "Device"),
          Column("threads", "Threads", ".0f"), Column("date", "Date"))
 
@@ -429,7 +429,7 @@ def speed(rows):
         found[what] = dict({k: r.get(k) for k in ("fastest", "slowest", "runs", "threads", "device")}, what=what, milliseconds=ms, date=str(r.get("date", ""))[:10])
     return Table("speed", "What a step takes", SPEED, tuple(found[k] for k in sorted(found)), "Medians where a row has runs; the other rows are one run's mean, on a machine that may have had other work. Times of two devices do not compare.")
 
-# %% ../nbs/21_tables.ipynb #068
+# %% ../nbs/21_tables.ipynb #069
 SPEEDRUN = (Column("name", "Run"), Column("seed", "Seed", ".0f"), Column("seconds", "Seconds", ".0f"), Column("floor_seconds", "Floor (s)", ".0f"), Column("map07", "mAP07", ".3f"), Column("map12", "mAP12", ".3f"),
             Column("recall", "Recall", ".3f"), Column("threads", "Threads", ".0f"), Column("device", "Device"), Column("date", "Date"))
 
@@ -439,7 +439,7 @@ def speedruns(rows):
     runs = tuple(dict(r, date=str(r.get("date", ""))[:10]) for r in rows if r.get("kind") == "bench" and r.get("bench") == "speedrun")
     return Table("speedrun", "Time to accuracy on DenseSIRST test_v2", SPEEDRUN, runs, "Corrected protocol, last epoch. Seconds hold reading, training, predicting and scoring; the floor is the operations of all steps over the rate of a large matrix product.")
 
-# %% ../nbs/21_tables.ipynb #071
+# %% ../nbs/21_tables.ipynb #072
 def listing(made):
     """The table of tables: name, title, rows, and how many of them wait for a run."""
     columns = (Column("name", "Files"), Column("title", "Table"), Column("rows", "Rows", ".0f"), Column("waiting", "Not run yet", ".0f"))
