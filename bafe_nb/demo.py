@@ -8,9 +8,9 @@ __all__ = ['MODULES', 'ORIGIN', 'SOURCES', 'KEPT', 'TABS', 'HOST', 'POLICY', 'wi
            'slider', 'tick', 'split_and_image', 'browser', 'Play', 'patches', 'fits', 'open_window', 'inside', 'spots',
            'paste_by_hand', 'close_up', 'play', 'bank_of', 'playground', 'exchange_of', 'branches', 'filters', 'trade',
            'Trade', 'map_picture', 'origin', 'strip', 'view_trade', 'find_weights', 'trained', 'network', 'entering',
-           'first_source', 'exchange_viewer', 'read_upload', 'uploaded', 'predicted', 'draw_detections', 'counted',
-           'view_detections', 'as_json', 'download', 'table', 'without_truth', 'detect', 'detector', 'show_all',
-           'app_notebook', 'free_port', 'check_installed', 'answering', 'serving', 'serve']
+           'first_source', 'exchange_viewer', 'read_upload', 'uploaded', 'predicted', 'asked', 'draw_detections',
+           'counted', 'view_detections', 'as_json', 'download', 'table', 'without_truth', 'detect', 'detector',
+           'show_all', 'app_notebook', 'free_port', 'check_installed', 'answering', 'serving', 'serve']
 
 # %% ../nbs/30_demo.ipynb #003
 import base64, functools, hashlib, html, importlib.util, io, json, math
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image as Picture
 
 from . import bafenet, bagcp, densesirst, evaluation, exchange, figures, pictures, scenes, scores
@@ -489,17 +490,30 @@ def uploaded(value):
     return name, bytes(item["content"])
 
 # %% ../nbs/30_demo.ipynb #071
-KEPT = {}          # model and digest of an image -> model and Prediction, the latest few
+KEPT = {}          # question, model and digest of an image -> model and answer, the latest few
 
 
-def predicted(image, model=None, most=16):
-    """Prediction for a grey image uint8 (h, w) by `model` (None: `network`); computed once for each image."""
-    model = network() if model is None else model
-    key = id(model), image.shape, hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+def _once(question, image, model, most=16):
+    """`question(model, image)` for a grey image uint8 (h, w), computed once for each image."""
+    key = question, id(model), image.shape, hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
     if key not in KEPT:
         while len(KEPT) >= most: KEPT.pop(next(iter(KEPT)))
-        KEPT[key] = model, evaluation.predict(model, image)       # holding the model keeps its id from being used again
+        KEPT[key] = model, question(model, image)                 # holding the model keeps its id from being used again
     return KEPT[key][1]
+
+
+def predicted(image, model=None):
+    """Prediction for a grey image uint8 (h, w) by `model` (None: `network`); computed once for each image."""
+    return _once(evaluation.predict, image, network() if model is None else model)
+
+
+def _sky(model, image): return torch.logit(torch.from_numpy(evaluation.sky_share(model, image, network(find_weights("overview.safetensors")))), eps=1e-6)
+
+
+def asked(image, weight, model=None):
+    """Detections (n, 5) of `predicted` with `weight`, 0 to 1, for the sky of the model's branch and the overview in the score (notebook 18)."""
+    found = predicted(image, model).detections
+    return evaluation.weighed(found, _once(_sky, image, network() if model is None else model), weight) if weight else found
 
 # %% ../nbs/30_demo.ipynb #074
 def draw_detections(sample, detections, threshold, view, side, truth=True):
@@ -514,22 +528,22 @@ def draw_detections(sample, detections, threshold, view, side, truth=True):
     return picture
 
 
-def counted(sample, detections, threshold, truth=True):
-    """One line: how many detections lie over `threshold`, and how many are right."""
-    kept = int((detections[:, 4] > threshold).sum())
-    if not truth: return f"{sample.name}: {kept} detections over {threshold:.2f}"
+def counted(sample, detections, threshold, truth=True, sky=0.0):
+    """One line: how many detections lie over `threshold`, with which weight the sky was asked, and how many are right."""
+    kept, words = int((detections[:, 4] > threshold).sum()), f", sky {sky:.1f}" if sky else ""
+    if not truth: return f"{sample.name}: {kept} detections over {threshold:.2f}{words}"
     hits, missed, false = figures.verdict(sample, detections, threshold)
-    return f"{sample.name}, score over {threshold:.2f}: hits {len(hits)} (box), missed {len(missed)} (dashed), false alarms {len(false)} (circle)"
+    return f"{sample.name}, score over {threshold:.2f}{words}: hits {len(hits)} (box), missed {len(missed)} (dashed), false alarms {len(false)} (circle)"
 
 # %% ../nbs/30_demo.ipynb #075
-def view_detections(sample, detections, threshold=0.5, truth=True, side=620):
-    """RGB picture of a Sample with detections (n, 5) over `threshold`: the whole image, and its fullest window magnified."""
+def view_detections(sample, detections, threshold=0.5, truth=True, side=620, sky=0.0):
+    """RGB picture of a Sample with detections (n, 5) over `threshold`: the whole image, and its fullest window magnified. sky: the weight named in the title."""
     likely = detections[detections[:, 4] > 0.3, :4]
     near = figures.window(replace(sample, boxes=likely if len(likely) else sample.boxes), 48)
     whole = draw_detections(sample, detections, threshold, (0, 0, sample.width, sample.height), side, truth)
     part = draw_detections(sample, detections, threshold, near, 384, truth)
     x1, y1, x2, y2 = near
-    return joined([titled(whole, counted(sample, detections, threshold, truth)), titled(part, f"columns {x1} to {x2}, rows {y1} to {y2}")])
+    return joined([titled(whole, counted(sample, detections, threshold, truth, sky)), titled(part, f"columns {x1} to {x2}, rows {y1} to {y2}")])
 
 # %% ../nbs/30_demo.ipynb #080
 def as_json(name, detections):
@@ -559,24 +573,24 @@ def without_truth(name, image):
     return densesirst.Sample(name, image, np.zeros((0, 4), np.float32), no, no, np.zeros(0, bool))
 
 
-def detect(sample, threshold, truth=True, model=None):
-    """(RGB picture, HTML): the detector's answer for a Sample, with the table of boxes and the link to the file."""
-    d = predicted(sample.image, model).detections
+def detect(sample, threshold, truth=True, model=None, sky=0.0):
+    """(RGB picture, HTML): the detector's answer for a Sample, with `sky` as the weight of the sky in the score, the table of boxes and the link to the file."""
+    d = asked(sample.image, sky, model)
     kept = d[d[:, 4] > threshold]
-    return view_detections(sample, d, threshold, truth), download(f"{Path(sample.name).stem}-detections", as_json(Path(sample.name).stem, kept)) + table(kept)
+    return view_detections(sample, d, threshold, truth, sky=sky), download(f"{Path(sample.name).stem}-detections", as_json(Path(sample.name).stem, kept)) + table(kept)
 
 # %% ../nbs/30_demo.ipynb #083
 def detector():
-    """Panel of the detector: a sample or an upload, a threshold, the boxes as table and file."""
+    """Panel of the detector: a sample or an upload, a threshold, the weight of the sky in the score, the boxes as table and file."""
     w = widgets()
     split, image = split_and_image(5)
     upload = w.FileUpload(accept=".png,.jpg,.jpeg,.bmp,.tif,.tiff", multiple=False, description="own image")
-    def draw(split, image, source, threshold, upload):
-        if source == "sample": return detect(sample(split, image), threshold)
+    def draw(split, image, source, threshold, sky, upload):
+        if source == "sample": return detect(sample(split, image), threshold, sky=sky)
         if uploaded(upload) is None: raise InputError("no image yet: press 'own image' and choose a file")
         name, content = uploaded(upload)
-        return detect(without_truth(name, read_upload(name, content)), threshold, truth=False)
-    panel = Panel(draw, split=split, image=image, source=w.Dropdown(options=("sample", "own image"), description="show"), upload=upload, threshold=slider("threshold", 0.5, 0.05, 0.95, 0.05))
+        return detect(without_truth(name, read_upload(name, content)), threshold, truth=False, sky=sky)
+    panel = Panel(draw, split=split, image=image, source=w.Dropdown(options=("sample", "own image"), description="show"), upload=upload, threshold=slider("threshold", 0.5, 0.05, 0.95, 0.05), sky=slider("sky", 0.0, 0.0, 1.0, 0.1))
     def switch(change): panel.controls["source"].value = "own image"
     upload.observe(switch, "value")
     return panel

@@ -223,6 +223,8 @@ def test_the_network_runs_once_an_image():
     assert len(passes) == 1
     demo.detect(scenes.scene(30), 0.5, model=model)
     assert len(passes) == 2
+    for weight in (0.3, 0.7): demo.detect(scenes.scene(30), 0.5, model=model, sky=weight)
+    assert len(passes) == 3, "the sky is asked once an image"
     for k in range(31, 52): demo.predicted(scenes.scene(k).image[:64, :64], model)
     assert len(demo.KEPT) <= 16
 

@@ -137,6 +137,7 @@ def detector(page, folder):
     entries = json.loads(caught.value.path().read_text())
     assert caught.value.suggested_filename.endswith("-detections.json") and entries and {"image_id", "category_id", "bbox", "score"} == set(entries[0])
     assert low == 1 + min(len(entries), 8)
+    tab.slide("sky", 7)
     tab.slide("threshold", 17)
     assert rows.count() <= low
 
