@@ -25,6 +25,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'bafe_nb.app.import_official': ('running.html#import_official', 'bafe_nb/app.py'),
                              'bafe_nb.app.ladder': ('running.html#ladder', 'bafe_nb/app.py'),
                              'bafe_nb.app.main': ('running.html#main', 'bafe_nb/app.py'),
+                             'bafe_nb.app.mapped': ('running.html#mapped', 'bafe_nb/app.py'),
                              'bafe_nb.app.masks': ('running.html#masks', 'bafe_nb/app.py'),
                              'bafe_nb.app.number': ('running.html#number', 'bafe_nb/app.py'),
                              'bafe_nb.app.output_file': ('running.html#output_file', 'bafe_nb/app.py'),

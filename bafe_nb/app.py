@@ -6,8 +6,9 @@
 __all__ = ['Wrong', 'DATA', 'REAL', 'SPLIT', 'PROTOCOL', 'THRESHOLD', 'JSON', 'LEDGER', 'REFLECTIONS', 'VIEWS', 'GUESSES',
            'LEAST', 'SKY_WEIGHT', 'OVERVIEW', 'READING', 'SEED', 'VERBS', 'DATA_VERBS', 'Parser', 'number', 'device',
            'output_folder', 'table_file', 'output_file', 'dataset', 'data_name', 'fetch', 'verify', 'stats', 'train',
-           'evaluate', 'score', 'annotated', 'detect', 'import_official', 'presets', 'reproduce', 'bench', 'ladder',
-           'sweep', 'endure', 'masks', 'faithful', 'write_tables', 'write_figures', 'show_demos', 'parser', 'main']
+           'evaluate', 'score', 'annotated', 'mapped', 'detect', 'import_official', 'presets', 'reproduce', 'bench',
+           'ladder', 'sweep', 'endure', 'masks', 'faithful', 'write_tables', 'write_figures', 'show_demos', 'parser',
+           'main']
 
 # %% ../nbs/25_running.ipynb #002
 import argparse
@@ -209,7 +210,16 @@ def annotated(image, detections, threshold, shorter=900):
         cv2.rectangle(big, (corners[0] - 2, corners[1] - 2), (corners[2] + 1, corners[3] + 1), (115, 158, 0), max(1, factor // 2))
     return big
 
-# %% ../nbs/25_running.ipynb #027
+# %% ../nbs/25_running.ipynb #028
+def mapped(path, low, high):
+    """Grey levels uint8 (h, w) of a PNG or TIFF of 8 or 16 bits, `low` and below as 0, `high` and above as 255, linear between. InputError for colour, floats and what cannot be read."""
+    if not low < high: raise InputError(f"--levels {low:g} {high:g}: give the darkest level first, then the brightest")
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if Path(path).is_file() else None
+    if pixels is None: raise InputError(f"{path} cannot be read: give a whole PNG or TIFF")
+    if pixels.ndim != 2 or pixels.dtype not in (np.uint8, np.uint16): raise InputError(f"{path} holds {pixels.dtype} of shape {pixels.shape}: with --levels give grey images of 8 or 16 bits")
+    return np.rint(np.clip((pixels.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+
+# %% ../nbs/25_running.ipynb #031
 def _stems(paths):
     """Path -> name of an image without folder and ending; InputError when two are alike."""
     stems = {}
@@ -218,7 +228,7 @@ def _stems(paths):
         stems[path.stem] = path
     return stems
 
-# %% ../nbs/25_running.ipynb #028
+# %% ../nbs/25_running.ipynb #032
 def detect(args):
     """bafe detect WEIGHTS IMAGE... --out DIR: detections.json and one annotated PNG an image."""
     from tqdm import tqdm
@@ -228,7 +238,7 @@ def detect(args):
     stems = _stems(args.images)
     for path in stems.values():
         if Path(path).resolve().parent == Path(args.out).resolve(): raise InputError(f"--out {args.out} is the folder of {Path(path).name}, which would be overwritten: name another folder")
-    images = {name: densesirst.read_image(path) for name, path in stems.items()}
+    images = {name: mapped(path, *args.levels) if args.levels else densesirst.read_image(path) for name, path in stems.items()}
     most = {name: max(1000, image.size // 200) for name, image in images.items()}      # a target and more on every 15 x 15 pixels
     found = {name: evaluation.predict(model, image, threshold=args.least, per_image=most[name], tile=args.tile, boxes=boxes, **reading).detections for name, image in tqdm(images.items(), unit="image", leave=False, delay=1)}
     out = _new_folder(args.out)
@@ -238,7 +248,7 @@ def detect(args):
     scores.write_detections(out / "detections.json", found)
     print(f"{sum((d[:, 4] > args.threshold).sum() for d in found.values())} detections over {args.threshold} on {len(images)} images, in {out}")
 
-# %% ../nbs/25_running.ipynb #030
+# %% ../nbs/25_running.ipynb #034
 def import_official(args):
     """bafe import-official CHECKPOINT OUT: weights of the authors as safetensors; says what is left out."""
     from bafe_nb import bafenet
@@ -255,7 +265,7 @@ def presets(args):
         rows.append(dict(name=name, parameters=int(parameters), multiply_adds=int(operations)))
     _say(rows, args.json)
 
-# %% ../nbs/25_running.ipynb #032
+# %% ../nbs/25_running.ipynb #036
 def reproduce(args):
     """bafe reproduce: the main job (notebook 24)."""
     from bafe_nb import ledger, reproduce as main_job
@@ -275,12 +285,14 @@ def bench(args):
     from bafe_nb import bench as timing, ledger
     if args.what == "speedrun": rows = [_speedrun(args)]
     else:
+        import torch
+        if args.what == "train": torch.set_num_threads(args.threads)
         rows = timing.BENCHES[args.what](runs=args.runs)
         print(timing.text(rows))
     if args.ledger:
         for row in rows: ledger.append(args.ledger, dict(kind="bench") | ledger.stamp(args.command) | row)
 
-# %% ../nbs/25_running.ipynb #033
+# %% ../nbs/25_running.ipynb #037
 def _speedrun(args):
     """One run on the stopwatch, in the folder --out or in a temporary one, as a row."""
     from bafe_nb import bench as timing
@@ -289,7 +301,7 @@ def _speedrun(args):
     print(f"{row['name']}, seed {row['seed']}: {row['seconds']:.0f} s, mAP07 {row['map07']:.3f}, mAP12 {row['map12']:.3f}; floor {row['floor_seconds']:.0f} s")
     return row
 
-# %% ../nbs/25_running.ipynb #034
+# %% ../nbs/25_running.ipynb #038
 def ladder(args):
     """bafe ladder: run every rung of notebook 20 that the ledger lacks."""
     from bafe_nb import ladder as rungs
@@ -306,7 +318,7 @@ def sweep(args):
     if args.overview: background.ask(root, args.overview, args.out, args.results, command=args.command)
     else: background.sweep(root, args.out, args.results, command=args.command)
 
-# %% ../nbs/25_running.ipynb #035
+# %% ../nbs/25_running.ipynb #039
 def endure(args):
     """bafe endure MODEL: recall under noise, blur, less contrast and other generators (notebook 19); with --ledger a row a condition."""
     from tqdm import tqdm
@@ -325,7 +337,7 @@ def endure(args):
         print(f"{row['condition']:16} recall {row['recall']:.3f}" + (f", of {row['new']} new targets {row['recall_new']:.3f}" if row["new"] else ""))
         if args.ledger: ledger.append(args.ledger, dict(kind="robustness", preset=name, seed=seed, split=args.split, data=data_name(args.data, data)) | row | ledger.stamp(args.command))
 
-# %% ../nbs/25_running.ipynb #036
+# %% ../nbs/25_running.ipynb #040
 def masks(args):
     """bafe masks RUN|WEIGHTS: Pd, Fa and IoU of the target masks from generous to strict (notebook 12); with --ledger a row a level."""
     from bafe_nb import evaluation, ledger
@@ -337,13 +349,13 @@ def masks(args):
         row = dict(kind="masks", preset=name, seed=seed, data=data_name(args.data, data), split=args.split, images=len(data), threshold=level, pd_mask=t.pd, fa_mask=t.fa, pixel_iou=t.iou)
         if args.ledger: ledger.append(args.ledger, row | ledger.stamp(args.command))
 
-# %% ../nbs/25_running.ipynb #038
+# %% ../nbs/25_running.ipynb #042
 def faithful(args):
     """bafe faithful run|pack|unpack|speed: the paper's schedule in pieces of a few minutes that resume each other, the dataset in parts, and the speed (notebook 26)."""
     from bafe_nb import faithful as runs
     runs.COMMANDS[args.what](args)
 
-# %% ../nbs/25_running.ipynb #039
+# %% ../nbs/25_running.ipynb #043
 def write_tables(args):
     """bafe tables: every table from the ledger, as CSV, Markdown and LaTeX."""
     from bafe_nb import background, bafenet, ledger, tables
@@ -361,13 +373,13 @@ def write_figures(args):
     pictures.style()
     for path in figures.build(args.results, args.out, args.data or densesirst.find_root()): print(path)
 
-# %% ../nbs/25_running.ipynb #040
+# %% ../nbs/25_running.ipynb #044
 def show_demos(args):
     """bafe demo: the demos of notebook 30 as an app in the browser, on this machine only, until Ctrl-C."""
     from bafe_nb import demo
     demo.serve(args.port)
 
-# %% ../nbs/25_running.ipynb #042
+# %% ../nbs/25_running.ipynb #046
 DATA = ("--data", dict(metavar="DIR", help="SIRSTdevkit folder, or the word scenes; default: BAFE_DATA"))
 REAL = ("--data", dict(metavar="DIR", help="SIRSTdevkit folder; default: BAFE_DATA"))
 SPLIT = ("--split", dict(default="test_v2", help="test_v2, val_v2, train_v2 or trainval_v2"))
@@ -384,20 +396,20 @@ OVERVIEW = ("--overview", dict(metavar="RUN|WEIGHTS", help="a network of the pre
 READING = [REFLECTIONS, VIEWS, GUESSES, LEAST, SKY_WEIGHT, OVERVIEW]
 SEED = ("--seed", dict(type=number(int, 0), default=0))
 
-# %% ../nbs/25_running.ipynb #043
+# %% ../nbs/25_running.ipynb #047
 VERBS = {
     "train": (train, [("preset", dict(help="see bafe presets")), DATA, ("--out", dict(required=True, metavar="RUN", type=output_folder)), ("--resume", dict(action="store_true")), SEED, ("--split", dict(default="trainval_v2")),
                       ("--schedule", dict(help="paper, small, hr, broad, tune or overview (notebook 11); default: the preset's own")), ("--epochs", dict(type=number(int, 1))), ("--repeats", dict(type=number(int, 1))), ("--batch", dict(type=number(int, 1))),
                       ("--imagenet", dict(metavar="FILE", help="torchvision weights of the ResNet")), ("--start", dict(metavar="RUN|WEIGHTS", help="go on from the weights of a finished run of the same preset; to fine-tune, add --schedule tune")), ("--device", dict(default="auto", type=device)), ("--workers", dict(type=number(int, 0), default=0, help="loader processes")), LEDGER]),
     "evaluate": (evaluate, [("model", dict(metavar="RUN|WEIGHTS|METHOD", help="run folder, weights file, or top_hat, laplacian_of_gaussian, patch_contrast")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON, ("--detections", dict(metavar="FILE", type=output_file)), ("--seed", dict(type=number(int, 0))), ("--device", dict(default="cpu", type=device, help="cpu or cuda")), *READING, LEDGER]),
     "score": (score, [("file", dict(metavar="DETECTIONS.json")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON]),
-    "detect": (detect, [("weights", dict(help="weights file or run folder")), ("images", dict(nargs="+", metavar="IMAGE", help="8-bit PNG, grey or colour")), ("--out", dict(required=True, metavar="DIR", type=output_folder)),
-                        ("--threshold", dict(type=number(float, 0, 1), default=0.3, help="score from which a box is drawn and counted; default 0.3 (detections.json holds all)")), ("--tile", dict(type=number(int, 32), help="side of tiles in pixels, for large images")), *READING]),
+    "detect": (detect, [("weights", dict(help="weights file or run folder")), ("images", dict(nargs="+", metavar="IMAGE", help="8-bit PNG, grey or colour; with --levels also PNG and TIFF of 16 bits")), ("--out", dict(required=True, metavar="DIR", type=output_folder)),
+                        ("--threshold", dict(type=number(float, 0, 1), default=0.3, help="score from which a box is drawn and counted; default 0.3 (detections.json holds all)")), ("--levels", dict(type=float, nargs=2, metavar=("LOW", "HIGH"), help="grey levels that become black and white, the same for all images; for 14 and 16 bits")), ("--tile", dict(type=number(int, 32), help="side of tiles in pixels, for large images")), *READING]),
     "import-official": (import_official, [("checkpoint", {}), ("out", dict(metavar="OUT.safetensors"))]),
     "presets": (presets, [JSON]),
     "reproduce": (reproduce, [("--data", dict(metavar="DIR", help="SIRSTdevkit folder; default: scenes, which need no download")), ("--out", dict(default="reproduction", metavar="DIR", type=output_folder)), ("--preset", dict(default="bafe-small")), SEED, LEDGER]),
     "bench": (bench, [("what", dict(choices=("bagcp", "train", "inference", "speedrun"))), ("--runs", dict(type=number(int, 1), default=5)), DATA, SEED,
-                      ("--epochs", dict(type=number(int, 1), default=9, help="of the speedrun")), ("--out", dict(metavar="RUN", type=output_folder, help="keep the speedrun's run here")), ("--threads", dict(type=number(int, 1), default=2, help="of the speedrun")), REFLECTIONS, VIEWS, LEDGER]),
+                      ("--epochs", dict(type=number(int, 1), default=9, help="of the speedrun")), ("--out", dict(metavar="RUN", type=output_folder, help="keep the speedrun's run here")), ("--threads", dict(type=number(int, 1), default=2, help="of the speedrun and of the training step (2)")), REFLECTIONS, VIEWS, LEDGER]),
     "ladder": (ladder, [REAL, ("--out", dict(default="runs/ladder", metavar="DIR", type=output_folder)), ("--seeds", dict(type=number(int, 1), default=3)), ("--ledger", dict(default="results/ledger.csv", type=table_file))]),
     "sweep": (sweep, [REAL, ("--out", dict(default="runs/ablation", metavar="DIR", type=output_folder)), ("--results", dict(default="results", help="folder of the ledger and of the draws")), OVERVIEW]),
     "endure": (endure, [("model", dict(metavar="RUN|WEIGHTS|METHOD")), DATA, SPLIT, SKY_WEIGHT, OVERVIEW, LEDGER]),
@@ -410,13 +422,13 @@ DATA_VERBS = {
     "verify": (verify, [("dir", {})]),
     "stats": (stats, [("dir", {}), JSON, LEDGER])}
 
-# %% ../nbs/25_running.ipynb #044
+# %% ../nbs/25_running.ipynb #048
 VERBS["faithful"] = (faithful, [("what", dict(choices=("run", "pack", "unpack", "speed"))), DATA, ("--out", dict(metavar="DIR", help="runs/faithful; pack: data/packed; unpack: data/unpacked")),
     ("--minutes", dict(type=number(float, 0), default=9.0, help="of this call; the same call goes on")), ("--only", dict(metavar="PRESET")), ("--parts", dict(type=number(int, 1), default=8)),
     ("--epochs", dict(type=number(int, 1))), ("--repeats", dict(type=number(int, 1))), ("--squeeze", dict(type=number(int, 32), help="side in pixels")), ("--imagenet", dict(metavar="FILE")), ("--device", dict(default="auto", type=device)),
     ("--workers", dict(type=number(int, 0), help="loader processes")), ("--compile", dict(action="store_true")), ("--commit", dict(help="of the code, where there is no git")), LEDGER])
 
-# %% ../nbs/25_running.ipynb #045
+# %% ../nbs/25_running.ipynb #049
 def _add(parsers, verbs):
     """Fill sub-parsers from a table of verbs."""
     for name, (function, words) in verbs.items():
@@ -435,7 +447,7 @@ def parser():
     _add(data.add_subparsers(metavar="verb", required=True, parser_class=Parser), DATA_VERBS)
     return main
 
-# %% ../nbs/25_running.ipynb #046
+# %% ../nbs/25_running.ipynb #050
 def main(words=None):
     """Run `bafe` with a list of words (default: the command line); returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     words = sys.argv[1:] if words is None else list(words)
@@ -450,5 +462,5 @@ def main(words=None):
         return 130
     return 2
 
-# %% ../nbs/25_running.ipynb #048
+# %% ../nbs/25_running.ipynb #052
 if __name__ == "__main__" and __spec__: sys.exit(main())

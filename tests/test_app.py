@@ -256,3 +256,40 @@ def test_bench_prints_and_keeps_its_rows(bafe, tmp_path):
     assert status == 0, err
     rows = ledger.read(tmp_path / "l.csv")
     assert len(rows) == 5 and all(r["kind"] == "bench" and r["threads"] == 1 and f"{r['milliseconds']:.3f} ms" in out for r in rows)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_deep_images_are_detected_in_with_two_levels(bafe, tmp_path, ending):
+    """Sixteen bits that hold the same picture give the same detections; without levels, with wrong ones, and on colour, one line says what to do."""
+    image, deep, colour = scenes.scene(5).image, tmp_path / f"deep.{ending}", tmp_path / "colour.png"
+    cv2.imwrite(str(tmp_path / "flat.png"), image); cv2.imwrite(str(deep), 7000 + 8 * image.astype(np.uint16)); cv2.imwrite(str(colour), np.dstack([image] * 3))
+    assert bafe("detect", NANO, tmp_path / "flat.png", "--out", tmp_path / "a")[0] == 0
+    assert bafe("detect", NANO, deep, "--out", tmp_path / "b", "--levels", 7000, 7000 + 8 * 255)[0] == 0
+    found = [scores.read_detections(tmp_path / folder / "detections.json")[name] for folder, name in (("a", "flat"), ("b", "deep"))]
+    assert np.array_equal(*found) and len(found[0]) and (tmp_path / "b/deep.png").exists()
+    for words, said in (((deep,), ending == "png" and "16 bits" or "not a PNG"), ((deep, "--levels", 9, 3), "darkest level first"), ((colour, "--levels", 0, 255), "grey images"), ((tmp_path / "none.png", "--levels", 0, 255), "none.png")):
+        refused(bafe("detect", NANO, *words, "--out", tmp_path / "c"), said)
+        assert not (tmp_path / "c").exists()
+
+
+def test_the_sky_is_asked_from_the_command_line(bafe, devkit, tmp_path):
+    root, samples = devkit
+    overview, table = NANO.with_name("overview.safetensors"), tmp_path / "l.csv"
+    asking = ("--sky-weight", 0.7, "--overview", overview)
+    for words in ((), asking): assert bafe("evaluate", NANO, "--data", root, "--ledger", table, "--detections", tmp_path / f"d{len(words)}.json", *words)[0] == 0
+    assert bafe("evaluate", overview, "--data", root, "--ledger", table)[0] == 0
+    assert bafe("masks", NANO, "--data", root, "--ledger", table, *asking)[0] == 0
+    assert bafe("endure", NANO, "--data", root, "--ledger", table, *asking)[0] == 0
+    rows = ledger.read(table)
+    assert [r["preset"] for r in rows[:3]] == ["bafe-hr-nano", "bafe-hr-nano, sky 0.7, overview", "overview"] and rows[2]["kind"] == "sky" and "map12" not in rows[2]
+    assert {r["preset"] for r in rows[3:]} == {"bafe-hr-nano, sky 0.7, overview"} and {r["kind"] for r in rows[3:]} == {"masks", "robustness"}
+    plain, asked = (scores.read_detections(tmp_path / f"d{n}.json")[samples[0].name] for n in (0, len(asking)))
+    assert len(plain) == len(asked) and asked[:, 4].sum() < plain[:, 4].sum()
+    cv2.imwrite(str(tmp_path / "one.png"), samples[0].image)
+    assert bafe("detect", NANO, tmp_path / "one.png", "--out", tmp_path / "one", *asking)[0] == 0
+    assert np.allclose(scores.read_detections(tmp_path / "one/detections.json")["one"], asked, atol=1e-4)
+
+
+@pytest.mark.parametrize("words, said", [(("evaluate", "top_hat", "--sky-weight", 0.5), "filter"), (("endure", "top_hat", "--sky-weight", 0.5), "filter"), (("evaluate", NANO, "--sky-weight", 1.5), "1.5"),
+                                         (("evaluate", NANO, "--overview", NANO), "no overview"), (("evaluate", NANO.with_name("overview.safetensors"), "--sky-weight", 0.5), "finds no targets")])
+def test_a_sky_that_cannot_be_asked_is_refused(bafe, devkit, words, said): refused(bafe(*words, "--data", devkit[0]), said)

@@ -65,10 +65,13 @@ def test_latex_is_balanced_and_escaped():
         assert begun[0] == ended[-1] and sorted(begun) == sorted(ended) and set(begun[1:]) <= {"tabular", begun[0]} and re.sub(r"\\[{}]", "", text).count("{") == re.sub(r"\\[{}]", "", text).count("}")
         assert not re.search(r"(?<!\\)[%#_]|`", text.replace(rf"\label{{tab:{table.name}}}", "")), table.name
         parts = re.findall(r"\\begin\{tabular\}\{([lr]+)\}(.*?)\\end\{tabular\}", text, re.S)
-        assert sum(len(align) for align, _ in parts) == len(table.columns) + len(parts) - 1, f"{table.name}: first column before each part, every other once"
+        pages = {}                                              # (columns, head) -> rows of all pages that this part takes
         for align, body in parts:
-            rows = [line for line in body.splitlines() if line.endswith(r"\\")]
-            assert len(rows) == 1 + len(table.rows) and all(len(re.findall(r"(?<!\\)&", line)) == len(align) - 1 for line in rows), table.name
+            head, *rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+            assert len(rows) <= tables.PART_ROWS and all(len(re.findall(r"(?<!\\)&", line)) == len(align) - 1 for line in (head, *rows)), table.name
+            pages.setdefault((align, head), []).extend(rows)
+        assert sum(len(align) for align, _ in pages) == len(table.columns) + len(pages) - 1, f"{table.name}: first column before each part, every other once"
+        assert all(len(rows) == len(table.rows) for rows in pages.values()), table.name
 
 
 NASTY = ["100 % & #1_$x ^ ~ {a} \\ end", "`bafe --data a_b --out x,,y`", "[2pt] in front", "* in front", "σ ≥ 3 × 2² → – — ≈ 1", "the paper's <b>"]
