@@ -411,7 +411,7 @@ def ladder(rows):
 def timed(rows):
     """(label, seconds of training, mAP07 corrected) of every run on DenseSIRST that has both, from ledger rows; a tuned run has the seconds of the one it
     began from as well; the ladder, whose budget is fixed, is left out."""
-    taken = {(r.get("preset"), r.get("seed")): r["seconds"] for r in rows if r.get("kind") == "train" and r.get("data") == "DenseSIRST" and "seconds" in r}
+    taken = {(r.get("preset"), r.get("seed")): r["seconds"] for r in rows if r.get("kind") == "train" and r.get("data") == "DenseSIRST" and r.get("split") != "train_v2" and "seconds" in r}
     taken |= {(p, seed): s + taken.get((p.removesuffix(", tuned"), seed), 0) for (p, seed), s in taken.items() if p.endswith(", tuned")}
     found = []
     for r in rows:

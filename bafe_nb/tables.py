@@ -421,15 +421,15 @@ SPEED = (Column("what", "What"), Column("milliseconds", "Milliseconds", ".2f"), 
 
 
 def speed(rows):
-    """Times from the ledger `rows`: the last of each benchmark, of each preset's inference on DenseSIRST and of each preset's training."""
+    """Times from the ledger `rows`: the last of each benchmark and number of threads, of each preset's inference on DenseSIRST and of each preset's training."""
     found = {}
     for r in rows:
         if r.get("kind") == "bench" and "milliseconds" in r: what, ms = f"{r['bench']}: {r['name']}", r["milliseconds"]
         elif r.get("kind") == "evaluate" and "ms_per_image" in r and r.get("data") == "DenseSIRST": what, ms = f"inference, one image: {r['preset']}", r["ms_per_image"]
-        elif r.get("kind") == "train" and r.get("passes"): what, ms = f"training, one image pass: {r['preset']}", 1000 * r["seconds"] / r["passes"]
+        elif r.get("kind") == "train" and r.get("passes") and r.get("split") != "train_v2": what, ms = f"training, one image pass: {r['preset']}", 1000 * r["seconds"] / r["passes"]
         else: continue
-        found[what] = dict({k: r.get(k) for k in ("fastest", "slowest", "runs", "threads", "device")}, what=what, milliseconds=ms, date=str(r.get("date", ""))[:10])
-    return Table("speed", "What a step takes", SPEED, tuple(found[k] for k in sorted(found)), "Medians where a row has runs; the other rows are one run's mean, on a machine that may have had other work. Times of two devices do not compare.")
+        found[what, r.get("kind") == "bench" and str(r.get("threads"))] = dict({k: r.get(k) for k in ("fastest", "slowest", "runs", "threads", "device")}, what=what, milliseconds=ms, date=str(r.get("date", ""))[:10])
+    return Table("speed", "What a step takes", SPEED, tuple(found[k] for k in sorted(found, key=str)), "Medians where a row has runs; the other rows are one run's mean, on a machine that may have had other work. Times of two devices do not compare.")
 
 # %% ../nbs/21_tables.ipynb #069
 SPEEDRUN = (Column("name", "Run"), Column("seed", "Seed", ".0f"), Column("seconds", "Seconds", ".0f"), Column("floor_seconds", "Floor (s)", ".0f"), Column("map07", "mAP07", ".3f"), Column("map12", "mAP12", ".3f"),
