@@ -432,6 +432,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'bafe_nb.evaluation.View.at': ('evaluation.html#view.at', 'bafe_nb/evaluation.py'),
                                     'bafe_nb.evaluation.View.back': ('evaluation.html#view.back', 'bafe_nb/evaluation.py'),
                                     'bafe_nb.evaluation.View.of': ('evaluation.html#view.of', 'bafe_nb/evaluation.py'),
+                                    'bafe_nb.evaluation._both': ('evaluation.html#_both', 'bafe_nb/evaluation.py'),
                                     'bafe_nb.evaluation._can_weigh': ('evaluation.html#_can_weigh', 'bafe_nb/evaluation.py'),
                                     'bafe_nb.evaluation._configured': ('evaluation.html#_configured', 'bafe_nb/evaluation.py'),
                                     'bafe_nb.evaluation._fine_logits': ('evaluation.html#_fine_logits', 'bafe_nb/evaluation.py'),

@@ -53,7 +53,6 @@ class Preset:
     down: int | tuple = 2
     up: int | tuple = 1
     official: bool = False
-
     @property
     def detects(self): return not isinstance(self.head, OverviewConfig)
 

@@ -120,6 +120,12 @@ def overview_logits(model, image):
     own, mirrored = model(model.normalise(torch.from_numpy(np.stack((small, small[:, ::-1]))).to(next(model.parameters()).device)))
     return F.interpolate(((own + mirrored.flip(-1)) / 2)[None].float(), image.shape, mode="bilinear", align_corners=False)[0, 0]
 
+
+def _both(sky, overview, image):
+    """Sky logits (h, w) of a branch (None: there is none) with those of an overview added, where there is one."""
+    if overview is None: return sky
+    return overview_logits(overview, image) + (0 if sky is None else sky)
+
 # %% ../nbs/12_evaluation.ipynb #023
 def weighed(detections, sky, weight):
     """Detections (n, 5) with the score s of each made s (1 - weight + weight p), by falling score; p: sigmoid of the sky logits (h, w), a tensor, at the box's centre."""
@@ -164,7 +170,7 @@ def _can_weigh(model, sky_weight, overview):
 
 def _told(image, d, sky, mask, sky_weight, overview, level=None):
     """Prediction from detections and logits (h, w) of sky and target (None: not there), the overview's added; level of the target mask: None for logits over 0 without RARE."""
-    if overview is not None: sky = overview_logits(overview, image) + (0 if sky is None else sky)
+    sky = _both(sky, overview, image)
     if level is None: target = None if mask is None else (mask > 0).cpu().numpy()
     else: target = over(mask, sky, sky_weight, level)
     return Prediction(weighed(d, sky, sky_weight), None if sky is None else (sky > 0).cpu().numpy(), target)
@@ -212,7 +218,7 @@ def sky_share(model, image, overview=None):
     else:
         seen = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR) if size else image
         sky = _logits(_seen(model, seen, None, HALO), model.preset.head.strides[0], seen.shape, *image.shape)[0]
-    if overview is not None: sky = overview_logits(overview, image) + (0 if sky is None else sky)
+    sky = _both(sky, overview, image)
     return sky.sigmoid().cpu().numpy()
 
 # %% ../nbs/12_evaluation.ipynb #033
@@ -377,6 +383,6 @@ def mask_levels(model, dataset, levels=LEVELS, reflections=False, progress=True,
     for i in tqdm(range(len(dataset)), desc="masks", unit="image", disable=not progress, leave=False, delay=1):
         sample = dataset[i]
         sky, mask = _fine_logits(_looked(model, grey(sample), None, HALO, reflections)[1])
-        if overview is not None: sky = overview_logits(overview, grey(sample)) + (0 if sky is None else sky)
+        sky = _both(sky, overview, grey(sample))
         for p in levels: total[p] += scores.pd_fa_mask(over(mask, sky, sky_weight, p), sample.targets)
     return total

@@ -73,8 +73,7 @@ class Schedule(Steps):
     """How a model is trained: `Steps`, and what it is shown.
     part: least share of either side of an image that is shown, a random part of it; 1: all. squeeze: side in pixels to which it is stretched, or None; means: each pixel the mean of those it stands for. crop: side of a random window, or None; with probability `focus` it is put round a target.
     flips: 'none', 'horizontal' or 'dihedral'. paste: a name in bagcp.PASTES; our own law takes targets from at most `bank` images and gives a share `stretch` of
-    them other shapes. boxes: 'corrected' or 'paper' (minus one); consistent: minus-one boxes are mirrored as the half-open boxes they stand for. real: share of
-    the target windows round a real target. real_weight: how much a real target counts in the class loss of a fine head, a pasted one 1. gain, offset: levels become g * level + o, g in 1 -+ gain, o in -+ offset. InputError for what cannot be."""
+    them other shapes. boxes: 'corrected' or 'paper' (minus one); consistent: minus-one boxes are mirrored as the half-open boxes they stand for. real: share of the target windows round a real target. real_weight: how much a real target counts in the class loss of a fine head, a pasted one 1. gain, offset: levels become g * level + o, g in 1 -+ gain, o in -+ offset. InputError for what cannot be."""
     part: float = 1.0
     squeeze: int | None = None
     means: bool = False
