@@ -259,7 +259,7 @@ def ask(root, overview, out="runs/ablation", results="results", queue=ASKED, pro
     for asked, seed in tqdm(todo, desc="ask", unit="run", disable=not progress):
         if finished(ledger.read(path), asked, seed, "asked"): continue
         model, _ = evaluation.read_model(Path(out) / f"{arms[asked.arm].folder}-{seed}")
-        found, ms = evaluation.predict_all(model, test, progress, likeliest=True, sky_weight=asked.weight, overview=net if asked.overview else None)
+        found, ms = evaluation.predict_all(model, test, progress, likeliest=True, reading=bafenet.Reading(sky_weight=asked.weight), overview=net if asked.overview else None)
         judged = judge({name: p.detections for name, p in found.items()}, test)
         common = dict(kind="asked", data=called(test), arm=asked.name, seed=seed, split=test.split, preset="bafe-hr-nano", ms_per_image=round(ms, 1)) | dict(zip(MEASURES[3:], map(float, measure(judged)[3:])))
         _keep(draws_file(results, asked, seed), redrawn(judged))

@@ -146,18 +146,18 @@ def inference_times(runs=9, presets=("bafe-hr-nano", "bafe-hr", "paper-r18"), he
     return [row("inference", name, t, threads=1) for name, t in times.items()]
 
 # %% ../nbs/15_bench.ipynb #031
-def speedrun(open_data, out, seed=0, epochs=10, preset="bafe-hr-nano", threads=2, device="auto", reflections=False, progress=True):
+def speedrun(open_data, out, seed=0, epochs=10, preset="bafe-hr-nano", threads=2, device="auto", views=1, progress=True):
     """One row: seconds from opening the data to the final score, the scores, and the floor. open_data: function that returns (training set, test set); out: an empty folder."""
     start = time.perf_counter()
     train, test = open_data()
     schedule = dataclasses.replace(training.schedule_of(preset), name="speedrun", epochs=epochs)
     trained = training.train(training.TrainConfig(preset, schedule, seed=seed, threads=threads, device=device), train, out, progress=progress)
     model, _ = evaluation.read_model(out, "cuda" if trained["device"] != "cpu" else "cpu")
-    found, ms = evaluation.predict_all(model, test, progress, reflections=reflections)
+    found, ms = evaluation.predict_all(model, test, progress, reading=bafenet.Reading(views=views))
     numbers = evaluation.score(found, test)
     seconds = time.perf_counter() - start
     rate = matrix_rate() if trained["device"] == "cpu" else matrix_rate(8192, 20, "cuda", torch.bfloat16)
     floor = trained["steps"] * step_operations(preset, schedule.batch, schedule.crop) / rate
     keep = {k: numbers[k] for k in ("map07", "map12", "recall", "map50_95", "images", "targets")}
-    return dict(bench="speedrun", name=f"{preset}, {epochs} epoch" + "s" * (epochs > 1) + evaluation.LOOKS[evaluation.looks(reflections)], preset=preset, seed=seed, seconds=round(seconds, 1), seconds_training=trained["seconds"], ms_per_image=round(ms, 1),
+    return dict(bench="speedrun", name=f"{preset}, {epochs} epoch" + "s" * (epochs > 1) + evaluation.LOOKS[views], preset=preset, seed=seed, seconds=round(seconds, 1), seconds_training=trained["seconds"], ms_per_image=round(ms, 1),
                 floor_seconds=round(float(floor), 1), gigaflops=float(rate) / 1e9, threads=threads, passes=trained["passes"], **keep)

@@ -5,8 +5,8 @@ and undone exactly: a target on the border of two tiles is found once."""
 
 # %% auto #0
 __all__ = ['FINE_STRIDES', 'LARGE', 'TILE', 'HALO', 'VIEWS', 'LEVELS', 'LOOKS', 'Prediction', 'grey', 'tiles', 'overview_logits',
-           'weighed', 'over', 'found_boxes', 'predict', 'sky_share', 'View', 'Reflected', 'looks', 'read_model',
-           'seed_of', 'name_of', 'predict_all', 'reading_of', 'score', 'evaluate', 'mask_levels']
+           'weighed', 'over', 'found_boxes', 'predict', 'sky_share', 'View', 'Reflected', 'read_model', 'seed_of',
+           'name_of', 'predict_all', 'in_words', 'score', 'evaluate', 'mask_levels']
 
 # %% ../nbs/12_evaluation.ipynb #002
 import json
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from . import bafenet, fine, scores, training
 from . import boxes as box
 from . import head as heads
+from .bafenet import Reading
 from .boxes import InputError
 from .overview import shrunk
 
@@ -162,50 +163,47 @@ def _seen(model, image, tile, halo):
 
 # %% ../nbs/12_evaluation.ipynb #029
 def _can_weigh(model, sky_weight, overview):
-    """InputError unless the weight is a share, somebody tells sky where it counts, and the overview is one."""
-    if not 0 <= sky_weight <= 1: raise InputError(f"sky_weight is {sky_weight}: use a share from 0 to 1")
+    """InputError unless somebody tells sky where it counts, and the overview is one."""
     if overview is not None and overview.preset.detects: raise InputError(f"{overview.preset.name} is no overview: give weights of the preset overview")
     if sky_weight and overview is None and not model.preset.head.sky: raise InputError(f"{model.preset.name} has no sky branch: give an overview, or leave sky_weight at 0")
 
 
-def _told(image, d, sky, mask, sky_weight, overview, level=None):
-    """Prediction from detections and logits (h, w) of sky and target (None: not there), the overview's added; level of the target mask: None for logits over 0 without RARE."""
+def _told(image, d, sky, mask, reading, overview, fine_mask):
+    """Prediction from detections and logits (h, w) of sky and target (None: not there), the overview's added; fine_mask: whether the target's were learnt with RARE."""
     sky = _both(sky, overview, image)
-    if level is None: target = None if mask is None else (mask > 0).cpu().numpy()
-    else: target = over(mask, sky, sky_weight, level)
-    return Prediction(weighed(d, sky, sky_weight), None if sky is None else (sky > 0).cpu().numpy(), target)
+    if fine_mask: target = over(mask, sky, reading.sky_weight, reading.mask_level)
+    else: target = None if mask is None else (mask > 0).cpu().numpy()
+    return Prediction(weighed(d, sky, reading.sky_weight), None if sky is None else (sky > 0).cpu().numpy(), target)
 
 
-def _overview_prediction(model, image, sky_weight, overview):
+def _overview_prediction(model, image, reading, overview):
     """Prediction of an overview: no detections, its sky, no mask."""
-    if sky_weight or overview is not None: raise InputError(f"{model.preset.name} finds no targets: leave sky_weight and overview out")
+    if reading.sky_weight or overview is not None: raise InputError(f"{model.preset.name} finds no targets: leave sky_weight and overview out")
     return Prediction(np.zeros((0, 5), np.float32), (overview_logits(model, image) > 0).cpu().numpy(), None)
 
 # %% ../nbs/12_evaluation.ipynb #030
 @torch.inference_mode()
-def predict(model, image, threshold=0.05, per_image=1000, tile=None, halo=HALO, boxes=None, reflections=False, guesses=1, likeliest=False,
-            sky_weight=0.0, overview=None):
-    """Prediction for one image, a Sample or uint8 (h, w), by a BAFENet in eval mode.
+def predict(model, image, reading=None, per_image=1000, tile=None, halo=HALO, boxes=None, likeliest=False, overview=None):
+    """Prediction for one image, a Sample or uint8 (h, w), by a BAFENet in eval mode, read as `reading` (a Reading) says; None: as the model's own says.
 
-    Detections have a class score over `threshold`; at most `per_image`. A preset with a size squeezes the image to it; any other takes it as it is, cut into
-    overlapping tiles of `tile` pixels above LARGE pixels or when `tile` is given. boxes: see `found_boxes`; minus-one boxes are moved back by one.
-    For fine heads only, InputError for others: reflections, 4 (or True) to average over the image and its three mirror images in four times the time, 8 for these
-    and the four with x and y exchanged; guesses and likeliest, see fine.fine_detections. overview: a BAFENet of the preset overview, whose sky logits are added
-    to those of the sky branch. sky_weight: what it has to say in scores and mask, 0 to 1 (`weighed`). An overview itself finds sky alone.
+    A preset with a size squeezes the image to it; any other takes it as it is, cut into overlapping tiles of `tile` pixels above LARGE pixels or when `tile` is
+    given. per_image: the most detections. boxes: see `found_boxes`; minus-one boxes are moved back by one. overview: a BAFENet of the preset overview, whose sky
+    logits are added to those of the sky branch. likeliest: see fine.fine_detections. An overview itself finds sky alone.
+    InputError for several views, guesses, another mask level or likeliest sides without a fine head.
     """
-    image, preset = grey(image), model.preset
-    if not preset.detects: return _overview_prediction(model, image, sky_weight, overview)
-    _can_weigh(model, sky_weight, overview)
+    image, preset, reading = grey(image), model.preset, reading or model.reading
+    if not preset.detects: return _overview_prediction(model, image, reading, overview)
+    _can_weigh(model, reading.sky_weight, overview)
     if tile and preset.size: raise InputError(f"{preset.name} squeezes every image to {preset.size} x {preset.size} pixels: leave tile out")
     (height, width), strides = image.shape, preset.head.strides
-    reading = dict(threshold=threshold, per_image=per_image, guesses=guesses, likeliest=likeliest)
-    if isinstance(preset.head, fine.FineConfig): return _fine_prediction(model, image, tile, halo, found_boxes(model, boxes), reflections, reading, sky_weight, overview)
-    if reflections or guesses > 1 or likeliest: raise InputError(f"{preset.name}: only the presets with a fine head take reflections, guesses or likeliest; leave them out")
+    if isinstance(preset.head, fine.FineConfig): return _fine_prediction(model, image, tile, halo, found_boxes(model, boxes), per_image, likeliest, reading, overview)
+    if likeliest or reading != Reading(least=reading.least, sky_weight=reading.sky_weight):
+        raise InputError(f"{preset.name}: only the presets with a fine head take views, guesses, a mask level or likeliest; leave them out")
     seen = cv2.resize(image, (preset.size,) * 2, interpolation=cv2.INTER_LINEAR) if preset.size else image
     factors, maps = None if not preset.size else (preset.size / width, preset.size / height), _seen(model, seen, tile, halo)
-    d = heads.decode(maps, strides, threshold, per_image=per_image, before_nms=max(1000, per_image), size=seen.shape, rescale=factors)[0]
+    d = heads.decode(maps, strides, reading.least, per_image=per_image, before_nms=max(1000, per_image), size=seen.shape, rescale=factors)[0]
     if found_boxes(model, boxes) == "paper": d = box.clip(box.shift(d, 1, 1), width, height)
-    return _told(image, d, *_logits(maps, strides[0], seen.shape, height, width), sky_weight, overview)
+    return _told(image, d, *_logits(maps, strides[0], seen.shape, height, width), reading, overview, False)
 
 # %% ../nbs/12_evaluation.ipynb #031
 @torch.inference_mode()
@@ -263,31 +261,23 @@ class Reflected:
         return total / len(self.seen)
 
 
-LEVELS = (1 / 6, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)      # shares of a target mask; the first is where `predict` draws it
+LEVELS = (1 / 6, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)      # shares of a target mask; the first is that of the plain reading
 LOOKS = {1: "", 4: ", four reflections", 8: ", eight reflections"}
 
-
-def looks(reflections):
-    """How many views `reflections` asks for, 1, 4 or 8; InputError for another number. False: 1, True: 4."""
-    count = 4 if reflections is True else int(reflections) or 1
-    if count not in LOOKS: raise InputError(f"reflections is {reflections}: use 4 or 8, or leave it out")
-    return count
-
 # %% ../nbs/12_evaluation.ipynb #037
-def _looked(model, image, tile, halo, reflections):
-    """(head, maps) of a model with a fine head after one look at an image (h, w), or after several."""
-    count = looks(reflections)
+def _looked(model, image, tile, halo, count):
+    """(head, maps) of a model with a fine head after `count` looks at an image (h, w)."""
     if count == 1: return model.bbox_head, _seen(model, image, tile, halo)
     head = Reflected(model.bbox_head, [_seen(model, view.of(image), tile, halo) for view in VIEWS[:count]])
     return head, head.maps
 
 
-def _fine_prediction(model, image, tile, halo, boxes, reflections, reading, sky_weight, overview):
-    """Prediction of a model with a fine head, see `predict`; reading: words for fine.fine_detections."""
-    head, maps = _looked(model, image, tile, halo, reflections)
-    d = fine.fine_detections(head, maps, **reading)
+def _fine_prediction(model, image, tile, halo, boxes, per_image, likeliest, reading, overview):
+    """Prediction of a model with a fine head, see `predict`."""
+    head, maps = _looked(model, image, tile, halo, reading.views)
+    d = fine.fine_detections(head, maps, threshold=reading.least, per_image=per_image, guesses=reading.guesses, likeliest=likeliest)
     if boxes == "paper": d = box.clip(box.shift(d, 1, 1), image.shape[1], image.shape[0])
-    return _told(image, d, *_fine_logits(maps), sky_weight, overview, LEVELS[0])
+    return _told(image, d, *_fine_logits(maps), reading, overview, True)
 
 # %% ../nbs/12_evaluation.ipynb #045
 def _configured(weights, *keys):
@@ -325,7 +315,7 @@ def name_of(source, model):
 
 # %% ../nbs/12_evaluation.ipynb #056
 def predict_all(model, dataset, progress=True, **options):
-    """Image name -> Prediction for all samples; options go to `predict`. Returns the dictionary and the mean milliseconds an image, without reading it.
+    """Image name -> Prediction for all samples; options (reading and the like) go to `predict`. Returns the dictionary and the mean milliseconds an image, without reading it.
 
     Where several processes work together (training.together), each takes every W-th image, and all of them return all predictions.
     """
@@ -343,10 +333,11 @@ def predict_all(model, dataset, progress=True, **options):
     return dict(everything[i] for i in sorted(everything)), 1000 * sum(spent) / len(everything)
 
 # %% ../nbs/12_evaluation.ipynb #057
-def reading_of(reflections=0, guesses=1, least=0.05, sky_weight=0.0, overview=None, **_):
-    """How a model is read, as words behind its name: '' for one look, one guess, scores from 0.05 and no word for the sky."""
-    words = LOOKS[looks(reflections)] + f", {guesses} guesses" * (guesses > 1) + f", from {least:g}" * (least != 0.05)
-    return words + f", sky {sky_weight:g}" * (sky_weight > 0) + ", overview" * (overview is not None)
+def in_words(reading, overview=None):
+    """A Reading as words behind a model's name: '' for the plain one."""
+    r, plain = reading, Reading()
+    words = LOOKS[r.views] + f", {r.guesses} guesses" * (r.guesses > 1) + f", from {r.least:g}" * (r.least != plain.least) + f", masks over {r.mask_level:g}" * (r.mask_level != plain.mask_level)
+    return words + f", sky {r.sky_weight:g}" * (r.sky_weight > 0) + ", overview" * (overview is not None)
 
 # %% ../nbs/12_evaluation.ipynb #058
 def score(predictions, dataset, protocol="corrected", threshold=None):
@@ -356,33 +347,34 @@ def score(predictions, dataset, protocol="corrected", threshold=None):
     return scores.evaluate(parts["detections"], dataset, protocol, threshold, skies or None, masks or None)
 
 
-def evaluate(source, dataset, protocol="corrected", threshold=None, progress=True, device="cpu", least=0.05, **options):
+def evaluate(source, dataset, protocol="corrected", threshold=None, progress=True, device="cpu", reading=None, overview=None):
     """(row, detections): scores of a model, weights file or run folder on a dataset, and image name -> detections (n, 5) in corrected pixels.
 
-    protocol: 'paper' or 'corrected', or a scores.Protocol. threshold: where precision, recall and Pd are read. least: class score from which there is a
-    detection. overview: a model, weights file or run folder. The row also names preset, images and speed; of an overview it holds the sky's IoU alone.
+    protocol: 'paper' or 'corrected', or a scores.Protocol. threshold: where precision, recall and Pd are read. reading: a Reading, None: the model's own.
+    overview: a model, weights file or run folder. The row also names preset, images and speed; of an overview it holds the sky's IoU alone.
     """
     model, boxes = read_model(source, device)
-    if options.get("overview") is not None: options["overview"], _ = read_model(options["overview"], device)
-    predictions, ms = predict_all(model, dataset, progress, boxes=boxes, threshold=least, **options)
+    if overview is not None: overview, _ = read_model(overview, device)
+    predictions, ms = predict_all(model, dataset, progress, reading=reading, boxes=boxes, overview=overview)
     row = score(predictions, dataset, protocol, threshold)
     if not model.preset.detects: row = dict(images=row["images"], sky_iou=row["sky_iou"])
-    row = dict(preset=name_of(source, model) + reading_of(least=least, **options)) | row | dict(ms_per_image=round(ms, 2))
+    row = dict(preset=name_of(source, model) + in_words(reading or model.reading, overview)) | row | dict(ms_per_image=round(ms, 2))
     return row, {name: p.detections for name, p in predictions.items()}
 
 # %% ../nbs/12_evaluation.ipynb #067
 @torch.inference_mode()
-def mask_levels(model, dataset, levels=LEVELS, reflections=False, progress=True, sky_weight=0.0, overview=None):
+def mask_levels(model, dataset, levels=LEVELS, reading=None, progress=True, overview=None):
     """Level p -> scores.PdFa over a dataset of the target masks of a model with a fine head; a mask holds the pixels whose share is over p, 0 < p < 1.
 
-    reflections, sky_weight, overview: see `predict`. InputError for a model without a fine head.
+    reading (its views and sky_weight), overview: see `predict`. InputError for a model without a fine head.
     """
+    reading = reading or model.reading
     if not isinstance(model.preset.head, fine.FineConfig): raise InputError(f"{model.preset.name}: only the presets with a fine head have a target mask with levels")
-    _can_weigh(model, sky_weight, overview)
+    _can_weigh(model, reading.sky_weight, overview)
     model, overview, total = bafenet.fold(model), overview and bafenet.fold(overview), dict.fromkeys(levels, scores.PdFa())
     for i in tqdm(range(len(dataset)), desc="masks", unit="image", disable=not progress, leave=False, delay=1):
         sample = dataset[i]
-        sky, mask = _fine_logits(_looked(model, grey(sample), None, HALO, reflections)[1])
+        sky, mask = _fine_logits(_looked(model, grey(sample), None, HALO, reading.views)[1])
         sky = _both(sky, overview, grey(sample))
-        for p in levels: total[p] += scores.pd_fa_mask(over(mask, sky, sky_weight, p), sample.targets)
+        for p in levels: total[p] += scores.pd_fa_mask(over(mask, sky, reading.sky_weight, p), sample.targets)
     return total

@@ -157,7 +157,9 @@ def test_views_are_counted_and_a_filter_has_none(bafe, tmp_path):
         found[words] = (tmp_path / str(k) / "detections.json").read_text()
     assert found["--reflections",] == found["--views", 4] and len(set(found.values())) == 3
     refused(bafe("detect", NANO, tmp_path / "i.png", "--views", 3, "--out", tmp_path / "x"), "--views")
-    for words in (("--guesses", 3), ("--views", 8), ("--least", 0.02)): refused(bafe("evaluate", "top_hat", "--data", "scenes", *words), "top_hat is a filter")
+    assert bafe("detect", NANO, "--reading", "best", "--views", 4, "--guesses", 1, "--least", 0.05, tmp_path / "i.png", "--out", tmp_path / "same")[0] == 0
+    assert (tmp_path / "same/detections.json").read_text() == found["--views", 4]          # options change single parts of a reading
+    for words in (("--guesses", 3), ("--views", 8), ("--least", 0.02), ("--reading", "plain")): refused(bafe("evaluate", "top_hat", "--data", "scenes", *words), "top_hat is a filter")
 
 
 def test_detect_does_not_write_over_its_images(bafe, tmp_path, weights):

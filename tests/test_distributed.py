@@ -69,7 +69,7 @@ def work(out):
                     mean=float(losses.shared_mean(torch.tensor(2.0 + rank), 1 + 2 * rank)), losses={name: twenty_steps(name) for name in MODELS},
                     keys=list(itertools.chain(*training.Keys(training.Examples(scenes.Scenes(13), SHORT, 0)))), row=cut_and_resumed(out), refused=refusals(out))
         model = bafenet.load_weights(out / "whole/weights.safetensors")
-        predictions, _ = evaluation.predict_all(model.eval(), scenes.Scenes(7), progress=False, threshold=0.001)
+        predictions, _ = evaluation.predict_all(model.eval(), scenes.Scenes(7), progress=False, reading=bafenet.Reading(least=0.001))
         told["found"] = [[name, p.detections.tolist(), int(p.sky.sum()), int(p.mask.sum())] for name, p in predictions.items()]
         told["written"] = written
     (out.parent / f"told-{rank}.json").write_text(json.dumps(told))
@@ -152,7 +152,7 @@ def test_a_run_of_two_processes_goes_on_with_one(told, one_thread, tmp_path):
 
 def test_sharded_evaluation_equals_the_single_one(told, one_thread):
     model = bafenet.load_weights(told[1] / "cut/weights.safetensors").eval()
-    predictions, _ = evaluation.predict_all(model, scenes.Scenes(7), progress=False, threshold=0.001)
+    predictions, _ = evaluation.predict_all(model, scenes.Scenes(7), progress=False, reading=bafenet.Reading(least=0.001))
     alone = [[name, p.detections.tolist(), int(p.sky.sum()), int(p.mask.sum())] for name, p in predictions.items()]
     assert sum(len(found) for _, found, _, _ in alone) > 20 and told[0][0]["found"] == told[0][1]["found"] == alone
 

@@ -191,7 +191,7 @@ def test_folding_keeps_the_function_and_takes_the_exchange_out():
 def test_tiles_find_what_the_whole_image_shows():
     torch.manual_seed(0); model = bafenet.build(TINY).eval()
     image = np.block([[scenes.scene(3).image, scenes.scene(4).image], [scenes.scene(5).image, scenes.scene(6).image]])
-    whole, cut = (evaluation.predict(model, image, threshold=0.0105, tile=t, halo=64) for t in (None, 256))
+    whole, cut = (evaluation.predict(model, image, bafenet.Reading(least=0.0105), tile=t, halo=64) for t in (None, 256))
     assert len(whole.detections) == len(cut.detections) and np.allclose(whole.detections, cut.detections, atol=1e-4)
     assert (whole.mask == cut.mask).mean() > 0.9999 and (whole.sky == cut.sky).mean() > 0.9999 and whole.mask.shape == image.shape
 
