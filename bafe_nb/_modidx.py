@@ -868,6 +868,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'bafe_nb.tables.aims': ('tables.html#aims', 'bafe_nb/tables.py'),
                                 'bafe_nb.tables.aside': ('tables.html#aside', 'bafe_nb/tables.py'),
                                 'bafe_nb.tables.build': ('tables.html#build', 'bafe_nb/tables.py'),
+                                'bafe_nb.tables.called': ('tables.html#called', 'bafe_nb/tables.py'),
                                 'bafe_nb.tables.cell': ('tables.html#cell', 'bafe_nb/tables.py'),
                                 'bafe_nb.tables.comma_separated': ('tables.html#comma_separated', 'bafe_nb/tables.py'),
                                 'bafe_nb.tables.datasets': ('tables.html#datasets', 'bafe_nb/tables.py'),

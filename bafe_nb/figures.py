@@ -325,7 +325,7 @@ def qualitative(samples, methods, threshold):
     n = len(methods) + 2
     fig, axes = plt.subplots(len(samples), n, figsize=(PAGE, (PAGE / n + .42) * len(samples) + .3), squeeze=False)
     for row, sample in zip(axes, samples):
-        zoom = window(sample, 64)
+        zoom = window(sample, 48)
         pictures.panel(row[0], sample.image, f"{sample.name}\ninput", None, None, zoom)
         pictures.panel(row[1], sample.image, f"truth\n{len(sample.boxes)} targets", sample.boxes, None, zoom, pictures.PASTED)
         for ax, (heading, found) in zip(row[2:], methods.items()):
@@ -427,7 +427,7 @@ def score_against_time(rows):
     fig, ax = plt.subplots(figsize=(COLUMN, 2.4))
     for k, label in enumerate(dict.fromkeys(name for name, _, _ in timed(rows))):
         points = [(s, m) for name, s, m in timed(rows) if name == label]
-        ax.plot([s for s, _ in points], [m for _, m in points], "osD^vP*"[k % 7], label=label)
+        ax.plot([s for s, _ in points], [m for _, m in points], "osD^vP*X"[k % 8], label=label)
     best = max([r["map07_corrected"] for r in tables.ours(rows) if r["method"] in FILTERS], default=None)
     for height, word, line in ((max(r["map50"] for r in tables.published("adascope")), "best published, paper protocol", ":"), (best, "best filter, no training", "--")):
         if height: ax.axhline(height, color="0.4", ls=line, lw=.8); ax.text(.99, height + .015, word, fontsize=6, ha="right", transform=ax.get_yaxis_transform(), bbox=dict(fc="white", ec="none", pad=.3, alpha=.8))
