@@ -116,24 +116,24 @@ def _new_folder(path):
 # %% ../nbs/25_running.ipynb #016
 def fetch(args):
     """bafe data fetch: bring the pinned DenseSIRST into a folder, only what is missing or wrong; exit status 1 when something could not be had."""
-    from bafe_nb import densesirst
-    report = densesirst.fetch(args.dest, args.source)
+    from bafe_nb import fetching
+    report = fetching.fetch(args.dest, args.source)
     print(report)
     return 1 if report.wrong else 0
 
 
 def verify(args):
     """bafe data verify: count, compare with the manifest, list irregularities; exit status 1 when files are missing or wrong."""
-    from bafe_nb import densesirst
-    report = densesirst.verify(args.dir)
+    from bafe_nb import fetching
+    report = fetching.verify(args.dir)
     print(report)
     return 0 if report.complete else 1
 
 
 def stats(args):
     """bafe data stats: recount the dataset; with --ledger the row also goes there."""
-    from bafe_nb import densesirst, ledger
-    row = densesirst.statistics(args.dir)
+    from bafe_nb import counting, densesirst, ledger
+    row = counting.statistics(args.dir)
     if args.ledger: ledger.append(args.ledger, dict(kind="dataset", data=densesirst.called(densesirst.DenseSIRST(args.dir, "all")), **row, **ledger.stamp(args.command)))
     _say(row, args.json)
 

@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
 from matplotlib.ticker import LogLocator
 
-from . import background, bafenet, bagcp, boxes, densesirst, exchange, ledger, pictures, scores, tables
+from . import background, bafenet, bagcp, boxes, counting, densesirst, exchange, ledger, pictures, scores, tables
 from .boxes import InputError
 from .densesirst import DenseSIRST
 
@@ -96,7 +96,7 @@ def histograms(dataset):
     for sample in map(dataset.__getitem__, range(len(dataset))):
         if not len(sample.boxes): continue
         sides = (sample.boxes[:, 2:] - sample.boxes[:, :2]).max(axis=1)
-        values = dict(size=sides, contrast=[densesirst.contrast(sample.image, sample.targets, b) for b in sample.boxes], rank=brightness_rank(sample))
+        values = dict(size=sides, contrast=[counting.contrast(sample.image, sample.targets, b) for b in sample.boxes], rank=brightness_rank(sample))
         for name, edges in BINS.items():
             for kind, mine in (("real", sample.real), ("pasted", ~sample.real)):
                 counts[name, kind] += np.histogram(np.asarray(values[name], float)[mine], edges)[0]
