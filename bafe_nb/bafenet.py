@@ -2,12 +2,11 @@
 
 # %% auto #0
 __all__ = ['PAPER_HEAD', 'JULY_HEAD', 'FCOS_HEAD', 'SMALL_HEAD', 'PRESETS', 'READINGS', 'HEADS', 'COSTS', 'UNUSED',
-           'NEVER_TRAINED', 'DTYPES', 'REBUILD', 'Preset', 'find_preset', 'Reading', 'BAFENet', 'build', 'Counting',
-           'unused', 'count', 'Stub', 'Names', 'TensorUnpickler', 'read_checkpoint', 'read_state', 'infer_preset',
-           'load_official', 'save_weights', 'load_weights', 'import_official', 'fold']
+           'NEVER_TRAINED', 'Preset', 'find_preset', 'Reading', 'BAFENet', 'build', 'Counting', 'unused', 'count',
+           'infer_preset', 'load_official', 'save_weights', 'load_weights', 'import_official', 'fold']
 
 # %% ../nbs/10_bafenet.ipynb #002
-import copy, dataclasses, json, os, pickle, zipfile
+import copy, dataclasses, json, os
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
@@ -25,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from .backbone import FPN, ResNet, UNet
 from .boxes import InputError
+from .checkpoints import read_state
 from .exchange import LearnableExchange, NoExchange, ScalarMlp
 from .fine import FineConfig, FineHead
 from .head import Head, HeadConfig
@@ -249,102 +249,6 @@ def count(preset, size=None):
         for column in ("parameters", "unused"): add(name, column, prod(shape))
     for name, cost in counting.cost.items(): add(name, "multiply_adds", cost)
     return sum(r["parameters"] for r in table.values()), sum(r["multiply_adds"] for r in table.values()), table
-
-# %% ../nbs/10_bafenet.ipynb #058
-class Stub:
-    """Stands for every object a checkpoint names that is no tensor: takes any arguments, keeps nothing, does nothing."""
-
-    def __new__(cls, *args, **kwargs): return super().__new__(cls)
-    def __init__(self, *args, **kwargs): pass
-    def __call__(self, *args, **kwargs): return Stub()
-    def __setstate__(self, state): pass
-    def __setitem__(self, key, value): pass
-    def append(self, item): pass
-    def extend(self, items): pass
-    def add(self, item): pass
-
-# %% ../nbs/10_bafenet.ipynb #059
-class Names(dict):
-    """Stands for OrderedDict: keeps the items, drops attributes that a file would set on it."""
-
-    def __setstate__(self, state): pass
-
-# %% ../nbs/10_bafenet.ipynb #061
-DTYPES = dict(FloatStorage=torch.float32, HalfStorage=torch.float16, DoubleStorage=torch.float64, BFloat16Storage=torch.bfloat16,
-              LongStorage=torch.int64, IntStorage=torch.int32, ShortStorage=torch.int16, CharStorage=torch.int8,
-              ByteStorage=torch.uint8, BoolStorage=torch.bool)
-
-
-def _tensor(storage, offset, size, stride, *_):
-    """A tensor of its own from its flat storage; a view that leaves the storage, or is larger than it, is refused."""
-    reach = offset + sum((n - 1) * s for n, s in zip(size, stride)) if all(size) else 0
-    if min((offset, *size, *stride)) < 0 or prod(size) > storage.numel() or (all(size) and reach >= storage.numel()):
-        raise pickle.UnpicklingError("a tensor leaves its storage")
-    return storage.as_strided(size, stride, offset).clone()
-
-
-REBUILD = {("torch._utils", "_rebuild_tensor_v2"): _tensor, ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-           ("collections", "OrderedDict"): Names}
-
-# %% ../nbs/10_bafenet.ipynb #064
-class TensorUnpickler(pickle.Unpickler):
-    """Unpickler that can make tensors and plain containers only; every other name becomes a Stub and is never imported.
-
-    read: function from the key of a storage to its bytes.
-    """
-    def __init__(self, file, read):
-        super().__init__(file, encoding="utf-8")
-        self.read, self.storages = read, {}
-
-    def find_class(self, module, name):
-        if module == "torch" and name in DTYPES: return DTYPES[name]
-        return REBUILD.get((module, name)) or type(name, (Stub,), {})
-
-    def persistent_load(self, saved):
-        kind, dtype, key = saved[:3]
-        if kind != "storage" or not isinstance(dtype, torch.dtype): raise pickle.UnpicklingError(f"storage of unknown kind {dtype}")
-        if key not in self.storages:
-            data = bytearray(self.read(key))
-            self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-        return self.storages[key]
-
-# %% ../nbs/10_bafenet.ipynb #066
-def _open_archive(archive, path):
-    """Contents of a torch zip archive: tensors and plain containers."""
-    names = archive.namelist()
-    pickled = [n for n in names if n.endswith("/data.pkl")]
-    if len(pickled) != 1: raise InputError(f"{path}: a zip file but no torch checkpoint (no data.pkl inside): give the .pth file itself")
-    folder = pickled[0][:-len("data.pkl")]
-    if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
-        raise InputError(f"{path}: compressed inside, which torch never writes: get the .pth file again")
-    if folder + "byteorder" in names and archive.read(folder + "byteorder") != b"little":
-        raise InputError(f"{path}: written on a big-endian machine: save it again on a little-endian one")
-    with archive.open(pickled[0]) as file:
-        return TensorUnpickler(file, lambda key: archive.read(f"{folder}data/{key}")).load()
-
-# %% ../nbs/10_bafenet.ipynb #067
-def read_checkpoint(path):
-    """What a torch checkpoint holds, without running any code it carries: tensors, numbers, text, lists, dicts; a Stub for the rest.
-
-    Raises InputError for a missing, damaged or other file, and for the format before torch 1.6, which is no zip archive.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive: return _open_archive(archive, path)
-    except InputError: raise
-    except OSError as error: raise InputError(f"{path}: {error.strerror or error}: give the path of a checkpoint") from None
-    except zipfile.BadZipFile:
-        raise InputError(f"{path}: cut off, or no checkpoint of torch 1.6 or later (a zip archive): get the file again") from None
-    except Exception as error:
-        raise InputError(f"{path}: damaged checkpoint ({type(error).__name__}: {str(error)[:80]}): get the file again") from None
-
-# %% ../nbs/10_bafenet.ipynb #070
-def read_state(path):
-    """Name -> tensor of the weights in a checkpoint, with or without mmengine's wrapping; every float becomes float32. Raises InputError."""
-    state = read_checkpoint(path)
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict): state = state["state_dict"]
-    tensors = {str(k).removeprefix("module."): v for k, v in state.items() if torch.is_tensor(v)} if isinstance(state, dict) else {}
-    if not tensors: raise InputError(f"{path}: holds no weights (no state_dict of tensors): give a checkpoint of BAFE-Net")
-    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 # %% ../nbs/10_bafenet.ipynb #071
 def infer_preset(names, path):
