@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import bagcp, bafenet, evaluation, scenes, training
+from . import bafenet, bagcp, evaluation, scenes, target_bank, training
 from .boxes import InputError
 
 # %% ../nbs/15_bench.ipynb #005
@@ -67,7 +67,7 @@ def naive_paste():
 # %% ../nbs/15_bench.ipynb #012
 def bagcp_times(runs=200):
     """Rows of milliseconds for pasting into a 512x512 image with 13 targets on one thread (notebook 05)."""
-    sample, source = crowded(), bagcp.bank_of(crowded(100))
+    sample, source = crowded(), target_bank.bank_of(crowded(100))
     rng = np.random.default_rng(0)
     def whole():
         pasted, _ = bagcp.paste(sample, source, "default", rng)

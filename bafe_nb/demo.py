@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image as Picture
 
-from . import bafenet, bagcp, densesirst, evaluation, exchange, figures, pictures, scenes, scores
+from . import bafenet, bagcp, densesirst, evaluation, exchange, figures, pictures, scenes, scores, target_bank
 from .boxes import InputError
 
 # %% ../nbs/30_demo.ipynb #006
@@ -313,7 +313,7 @@ def play(sample, bank, settings=Play(), side=320):
 def bank_of(split):
     """TargetBank of eight images, evenly spaced over a split of `datasets`."""
     n = len(datasets()[split])
-    return bagcp.TargetBank([datasets()[split][k * n // 8 if n >= 8 else k] for k in range(min(n, 8))])
+    return target_bank.TargetBank([datasets()[split][k * n // 8 if n >= 8 else k] for k in range(min(n, 8))])
 
 
 def playground():

@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
 from matplotlib.ticker import LogLocator
 
-from . import background, bafenet, bagcp, boxes, counting, densesirst, exchange, ledger, pictures, scores, tables
+from . import background, bafenet, bagcp, boxes, counting, densesirst, exchange, ledger, pictures, scores, tables, target_bank
 from .boxes import InputError
 from .densesirst import DenseSIRST
 
@@ -128,7 +128,7 @@ def histogram(rows, statistic):
 # %% ../nbs/22_figures.ipynb #023
 def _stamp_of(law, sample, seed):
     """(image of one source target, its weights, title of the weights) under the authors' law ("paper") or ours ("default")."""
-    bank = bagcp.bank_of(sample)
+    bank = target_bank.bank_of(sample)
     k = max(range(len(bank)), key=lambda i: bank.target(i)[1])
     pixels = bank.crops[k].pixels
     if law == "default": return pixels, bank.target(k)[0], "its profile"

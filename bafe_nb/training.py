@@ -36,7 +36,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from . import backbone, bafenet, bagcp, fine, losses, overview
+from . import backbone, bafenet, bagcp, fine, losses, overview, target_bank
 from . import boxes as box
 from .boxes import InputError
 from .densesirst import DenseSIRST
@@ -321,7 +321,7 @@ class Examples:
         self.law, n = bagcp.PASTES[schedule.paste], len(data)
         most = min(n, schedule.bank) if self.law.law == "profile" else 0
         sources = (target_source(self.data, i * n // most, schedule) for i in range(most))
-        self.bank = bagcp.TargetBank(sources, schedule.stretch, seed) if most else None
+        self.bank = target_bank.TargetBank(sources, schedule.stretch, seed) if most else None
 
     def __len__(self): return len(self.data) * self.schedule.repeats
     def order(self, epoch):

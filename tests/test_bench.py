@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from bafe_nb import bagcp, bench
+from bafe_nb import bagcp, bench, target_bank
 from bafe_nb.boxes import InputError
 
 
@@ -30,7 +30,7 @@ def test_crowded_image_has_exactly_its_targets():
 
 def test_naive_paste_of_the_notebook_equals_the_exported_one():
     naive = bench.naive_paste()
-    sample, bank = bench.crowded(), bagcp.bank_of(bench.crowded(100))
+    sample, bank = bench.crowded(), target_bank.bank_of(bench.crowded(100))
     for seed in range(5):
         image, boxes = naive(sample, bank, bagcp.PASTES["default"], np.random.default_rng(seed))
         fast, count = bagcp.paste(sample, bank, "default", np.random.default_rng(seed))

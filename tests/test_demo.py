@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from bafe_nb import app, bagcp, demo, exchange, pictures, scenes, scores
+from bafe_nb import app, demo, exchange, pictures, scenes, scores, target_bank
 from bafe_nb.boxes import InputError
 
 QUIET = scenes.scene(29)
-BANK = bagcp.TargetBank([scenes.scene(k) for k in range(2, 26, 3)])
+BANK = target_bank.TargetBank([scenes.scene(k) for k in range(2, 26, 3)])
 
 
 def decoded(data): return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
@@ -126,7 +126,7 @@ def test_a_window_gathers_its_targets():
 def test_nothing_to_paste_and_nowhere():
     after, n = demo.paste_by_hand(replace(QUIET, sky=np.zeros(QUIET.size, bool)), BANK, demo.Play())
     assert n == 0 and (after.image == QUIET.image).all()
-    with pytest.raises(InputError, match="no target"): demo.paste_by_hand(QUIET, bagcp.TargetBank([]), demo.Play())
+    with pytest.raises(InputError, match="no target"): demo.paste_by_hand(QUIET, target_bank.TargetBank([]), demo.Play())
     assert demo.play(QUIET, BANK, demo.Play(number=0)).ndim == 3
 
 
