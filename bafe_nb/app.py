@@ -228,6 +228,19 @@ def mapped(path, low, high):
     return np.rint(np.clip((pixels.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
 # %% ../nbs/25_running.ipynb #031
+def _picture(path, pixels):
+    """Write a PNG; InputError when it cannot be."""
+    if not cv2.imwrite(str(path), pixels): raise InputError(f"{path} cannot be written: check space and rights of the folder")
+
+
+def _write_masks(out, told):
+    """The target and the sky mask of each Prediction as out/targets/NAME.png and out/sky/NAME.png, 255 where a pixel belongs; what a model does not tell is left out."""
+    for field, folder in (("mask", "targets"), ("sky", "sky")):
+        masks = {name: getattr(p, field) for name, p in told.items() if getattr(p, field) is not None}
+        if masks: _new_folder(out / folder)
+        for name, mask in masks.items(): _picture(out / folder / f"{name}.png", 255 * mask.astype(np.uint8))
+
+
 def _stems(paths):
     """Path -> name of an image without folder and ending; InputError when two are alike."""
     stems = {}
@@ -238,21 +251,22 @@ def _stems(paths):
 
 # %% ../nbs/25_running.ipynb #032
 def detect(args):
-    """bafe detect WEIGHTS IMAGE... --out DIR: detections.json and one annotated PNG an image."""
+    """bafe detect WEIGHTS IMAGE... --out DIR: detections.json and one annotated PNG an image; with --masks the masks of targets and sky too."""
     from tqdm import tqdm
-    from bafe_nb import densesirst, evaluation, scores
-    model, boxes = evaluation.read_model(args.weights)
-    reading, overview = _reading(args, model.reading), args.overview and evaluation.read_model(args.overview)[0]
+    from bafe_nb import densesirst, evaluation, scores, training
+    device = training.device_of(args)
+    model, boxes = evaluation.read_model(args.weights, device)
+    reading, overview = _reading(args, model.reading), args.overview and evaluation.read_model(args.overview, device)[0]
     stems = _stems(args.images)
+    written = [Path(args.out, folder).resolve() for folder in (("", "targets", "sky") if args.masks else ("",))]
     for path in stems.values():
-        if Path(path).resolve().parent == Path(args.out).resolve(): raise InputError(f"--out {args.out} is the folder of {Path(path).name}, which would be overwritten: name another folder")
+        if Path(path).resolve().parent in written: raise InputError(f"--out {args.out} is the folder of {Path(path).name}, which would be overwritten: name another folder")
     images = {name: mapped(path, *args.levels) if args.levels else densesirst.read_image(path) for name, path in stems.items()}
     most = {name: max(1000, image.size // 200) for name, image in images.items()}      # a target and more on every 15 x 15 pixels
-    found = {name: evaluation.predict(model, image, reading, per_image=most[name], tile=args.tile, boxes=boxes, overview=overview).detections for name, image in tqdm(images.items(), unit="image", leave=False, delay=1)}
-    out = _new_folder(args.out)
-    for name, image in images.items():
-        if not cv2.imwrite(str(out / f"{name}.png"), annotated(image, found[name], args.threshold)):
-            raise InputError(f"{out / name}.png cannot be written: check space and rights of the folder")
+    told = {name: evaluation.predict(model, image, reading, per_image=most[name], tile=args.tile, boxes=boxes, overview=overview) for name, image in tqdm(images.items(), unit="image", leave=False, delay=1)}
+    out, found = _new_folder(args.out), {name: p.detections for name, p in told.items()}
+    for name, image in images.items(): _picture(out / f"{name}.png", annotated(image, found[name], args.threshold))
+    if args.masks: _write_masks(out, told)
     scores.write_detections(out / "detections.json", found)
     print(f"{sum((d[:, 4] > args.threshold).sum() for d in found.values())} detections over {args.threshold} on {len(images)} images, in {out}")
 
@@ -413,7 +427,8 @@ VERBS = {
     "evaluate": (evaluate, [("model", dict(metavar="RUN|WEIGHTS|METHOD", help="run folder, weights file, or top_hat, laplacian_of_gaussian, patch_contrast")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON, ("--detections", dict(metavar="FILE", type=output_file)), ("--seed", dict(type=number(int, 0))), ("--device", dict(default="cpu", type=device, help="cpu or cuda")), *READING, LEDGER]),
     "score": (score, [("file", dict(metavar="DETECTIONS.json")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON]),
     "detect": (detect, [("weights", dict(help="weights file or run folder")), ("images", dict(nargs="+", metavar="IMAGE", help="8-bit PNG, grey or colour; with --levels also PNG and TIFF of 16 bits")), ("--out", dict(required=True, metavar="DIR", type=output_folder)),
-                        ("--threshold", dict(type=number(float, 0, 1), default=0.3, help="score from which a box is drawn and counted; default 0.3 (detections.json holds all)")), ("--levels", dict(type=float, nargs=2, metavar=("LOW", "HIGH"), help="grey levels that become black and white, the same for all images; for 14 and 16 bits")), ("--tile", dict(type=number(int, 32), help="side of tiles in pixels, for large images")), *READING]),
+                        ("--threshold", dict(type=number(float, 0, 1), default=0.3, help="score from which a box is drawn and counted; default 0.3 (detections.json holds all)")), ("--levels", dict(type=float, nargs=2, metavar=("LOW", "HIGH"), help="grey levels that become black and white, the same for all images; for 14 and 16 bits")), ("--tile", dict(type=number(int, 32), help="side of tiles in pixels, for large images")),
+                        ("--masks", dict(action="store_true", help="write DIR/targets/NAME.png and DIR/sky/NAME.png too: 255 where a pixel belongs")), ("--device", dict(default="cpu", type=device, help="cpu or cuda")), *READING]),
     "import-official": (import_official, [("checkpoint", {}), ("out", dict(metavar="OUT.safetensors"))]),
     "presets": (presets, [JSON]),
     "reproduce": (reproduce, [("--data", dict(metavar="DIR", help="SIRSTdevkit folder; default: scenes, which need no download")), ("--out", dict(default="reproduction", metavar="DIR", type=output_folder)), ("--preset", dict(default="bafe-small")), SEED, LEDGER]),

@@ -162,6 +162,16 @@ def test_views_are_counted_and_a_filter_has_none(bafe, tmp_path):
     for words in (("--guesses", 3), ("--views", 8), ("--least", 0.02), ("--reading", "plain")): refused(bafe("evaluate", "top_hat", "--data", "scenes", *words), "top_hat is a filter")
 
 
+def test_detect_writes_masks_of_targets_and_sky(bafe, tmp_path):
+    sample = next(s for s in map(scenes.scene, range(20)) if 0.2 < s.sky.mean() < 0.8 and len(s.boxes)); cv2.imwrite(str(tmp_path / "i.png"), sample.image)
+    assert bafe("detect", NANO, tmp_path / "i.png", "--masks", "--out", tmp_path / "out")[0] == 0
+    p = evaluation.predict(evaluation.read_model(NANO)[0], sample)
+    for folder, mask in (("targets", p.mask), ("sky", p.sky)): assert np.array_equal(cv2.imread(str(tmp_path / "out" / folder / "i.png"), 0), 255 * mask), folder
+    assert p.mask.any() and not p.sky.all()
+    assert bafe("detect", NANO, tmp_path / "i.png", "--out", tmp_path / "plain")[0] == 0 and not (tmp_path / "plain/targets").exists()
+    refused(bafe("detect", NANO, tmp_path / "out/sky/i.png", "--masks", "--out", tmp_path / "out"), "folder of i.png")
+
+
 def test_detect_does_not_write_over_its_images(bafe, tmp_path, weights):
     path = tmp_path / "x.png"; cv2.imwrite(str(path), np.zeros((64, 64), np.uint8)); before = path.read_bytes()
     refused(bafe("detect", weights, path, "--out", tmp_path), "folder of x.png", "name another")
