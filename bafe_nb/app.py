@@ -166,7 +166,7 @@ def _asks(args):
     """Whether any option says how a network is read."""
     return any(getattr(args, word, None) is not None for word in ("reading", "views", "guesses", "least", "sky_weight", "mask_level", "overview"))
 
-
+# %% ../nbs/25_running.ipynb #c1612082
 def _found(args, data):
     """(row, detections) of a classical method, a run folder or a weights file on a dataset."""
     from tqdm import tqdm
@@ -430,7 +430,10 @@ VERBS = {
                         ("--threshold", dict(type=number(float, 0, 1), default=0.3, help="score from which a box is drawn and counted; default 0.3 (detections.json holds all)")), ("--levels", dict(type=float, nargs=2, metavar=("LOW", "HIGH"), help="grey levels that become black and white, the same for all images; for 14 and 16 bits")), ("--tile", dict(type=number(int, 32), help="side of tiles in pixels, for large images")),
                         ("--masks", dict(action="store_true", help="write DIR/targets/NAME.png and DIR/sky/NAME.png too: 255 where a pixel belongs")), ("--device", dict(default="cpu", type=device, help="cpu or cuda")), *READING]),
     "import-official": (import_official, [("checkpoint", {}), ("out", dict(metavar="OUT.safetensors"))]),
-    "presets": (presets, [JSON]),
+    "presets": (presets, [JSON])}
+
+# %% ../nbs/25_running.ipynb #verbs2xx
+VERBS |= {
     "reproduce": (reproduce, [("--data", dict(metavar="DIR", help="SIRSTdevkit folder; default: scenes, which need no download")), ("--out", dict(default="reproduction", metavar="DIR", type=output_folder)), ("--preset", dict(default="bafe-small")), SEED, LEDGER]),
     "bench": (bench, [("what", dict(choices=("bagcp", "train", "inference", "speedrun"))), ("--runs", dict(type=number(int, 1), default=5)), DATA, SEED,
                       ("--epochs", dict(type=number(int, 1), default=9, help="of the speedrun")), ("--out", dict(metavar="RUN", type=output_folder, help="keep the speedrun's run here")), ("--threads", dict(type=number(int, 1), default=2, help="of the speedrun and of the training step (2)")), REFLECTIONS, VIEWS, LEDGER]),
