@@ -422,7 +422,7 @@ SEED = ("--seed", dict(type=number(int, 0), default=0))
 # %% ../nbs/25_running.ipynb #047
 VERBS = {
     "train": (train, [("preset", dict(help="see bafe presets")), DATA, ("--out", dict(required=True, metavar="RUN", type=output_folder)), ("--resume", dict(action="store_true")), SEED, ("--split", dict(default="trainval_v2")),
-                      ("--schedule", dict(help="paper, small, hr, broad, tune or overview (notebook 11); default: the preset's own")), ("--epochs", dict(type=number(int, 1))), ("--repeats", dict(type=number(int, 1))), ("--batch", dict(type=number(int, 1))),
+                      ("--schedule", dict(help="paper, small, hr, broad, tune or overview (notebook 10b); default: the preset's own")), ("--epochs", dict(type=number(int, 1))), ("--repeats", dict(type=number(int, 1))), ("--batch", dict(type=number(int, 1))),
                       ("--imagenet", dict(metavar="FILE", help="torchvision weights of the ResNet")), ("--start", dict(metavar="RUN|WEIGHTS", help="go on from the weights of a finished run of the same preset; to fine-tune, add --schedule tune")), ("--device", dict(default="auto", type=device)), ("--workers", dict(type=number(int, 0), default=0, help="loader processes")), LEDGER]),
     "evaluate": (evaluate, [("model", dict(metavar="RUN|WEIGHTS|METHOD", help="run folder, weights file, or top_hat, laplacian_of_gaussian, patch_contrast")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON, ("--detections", dict(metavar="FILE", type=output_file)), ("--seed", dict(type=number(int, 0))), ("--device", dict(default="cpu", type=device, help="cpu or cuda")), *READING, LEDGER]),
     "score": (score, [("file", dict(metavar="DETECTIONS.json")), DATA, SPLIT, PROTOCOL, THRESHOLD, JSON]),

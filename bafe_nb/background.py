@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from tqdm import tqdm
 
-from . import bafenet, evaluation, ledger, pictures, scores, training
+from . import bafenet, evaluation, ledger, pictures, schedules, scores, training
 from .boxes import InputError
 from .densesirst import DenseSIRST, called
 
@@ -62,7 +62,7 @@ def preset_of(arm):
 
 def schedule_of(arm, images, passes=PASSES):
     """The Schedule of an arm on `images` images: 'hr' with the arm's pasting and as many epochs as come nearest to `passes` image passes."""
-    return dataclasses.replace(training.SCHEDULES["hr"], name="ablation", paste=arm.paste, epochs=max(1, round(passes / images)))
+    return dataclasses.replace(schedules.SCHEDULES["hr"], name="ablation", paste=arm.paste, epochs=max(1, round(passes / images)))
 
 # %% ../nbs/23_does_background_matter.ipynb #011
 class Part:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import bafenet, bagcp, evaluation, scenes, target_bank, training
+from . import bafenet, bagcp, evaluation, examples, scenes, schedules, target_bank, training
 from .boxes import InputError
 
 # %% ../nbs/15_bench.ipynb #005
@@ -71,7 +71,7 @@ def bagcp_times(runs=200):
     rng = np.random.default_rng(0)
     def whole():
         pasted, _ = bagcp.paste(sample, source, "default", rng)
-        return training.batch([training.flip(pasted, *(rng.random(3) < 0.5))])
+        return examples.batch([examples.flip(pasted, *(rng.random(3) < 0.5))])
     candidates = {"copy of the image (floor)": lambda: sample.image.copy(), "BAG-CP, default": lambda: bagcp.paste(sample, source, "default", rng),
                   "BAG-CP, paper": lambda: bagcp.paste(sample, source, "paper", rng), "whole sample: paste, flip, tensor": whole}
     slow = naive_paste()
@@ -106,8 +106,8 @@ def _step(preset, batch, size):
     """Functions without arguments: one training step on scenes of 13 targets, and inference on one of them."""
     config = training.TrainConfig(preset=preset)
     samples = [_first(crowded(100 * k, size), 13) for k in range(batch)]
-    run = training.Run(config, training.Examples(samples, config.schedule, 0))
-    ready, single = training.batch(samples), run.model.normalise(samples[0].image[None])
+    run = training.Run(config, examples.Examples(samples, config.schedule, 0))
+    ready, single = examples.batch(samples), run.model.normalise(samples[0].image[None])
     def inference():
         run.model.eval()
         with torch.inference_mode(): run.model(single)
@@ -150,7 +150,7 @@ def speedrun(open_data, out, seed=0, epochs=10, preset="bafe-hr-nano", threads=2
     """One row: seconds from opening the data to the final score, the scores, and the floor. open_data: function that returns (training set, test set); out: an empty folder."""
     start = time.perf_counter()
     train, test = open_data()
-    schedule = dataclasses.replace(training.schedule_of(preset), name="speedrun", epochs=epochs)
+    schedule = dataclasses.replace(schedules.schedule_of(preset), name="speedrun", epochs=epochs)
     trained = training.train(training.TrainConfig(preset, schedule, seed=seed, threads=threads, device=device), train, out, progress=progress)
     model, _ = evaluation.read_model(out, "cuda" if trained["device"] != "cpu" else "cpu")
     found, ms = evaluation.predict_all(model, test, progress, reading=bafenet.Reading(views=views))

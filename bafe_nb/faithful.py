@@ -20,13 +20,13 @@ import cv2
 import numpy as np
 import torch
 
-from . import app, bafenet, bench, densesirst, evaluation, ledger, scores, training
+from . import app, bafenet, bench, densesirst, evaluation, examples, ledger, schedules, scores, training
 from .boxes import InputError
 
 # %% ../nbs/26_faithful_runs.ipynb #006
 @dataclass(frozen=True)
 class Piece:
-    """One run. preset, schedule: names in bafenet.PRESETS and training.SCHEDULES. changes: pairs (field of the schedule, value). precision: as in training.TrainConfig."""
+    """One run. preset, schedule: names in bafenet.PRESETS and schedules.SCHEDULES. changes: pairs (field of the schedule, value). precision: as in training.TrainConfig."""
     preset: str
     seed: int = 0
     schedule: str = "paper"
@@ -46,10 +46,10 @@ PLAN = (Piece("paper-r18-july"), Piece("paper-r18"), Piece("paper-r50"), Piece("
 # %% ../nbs/26_faithful_runs.ipynb #010
 def config_of(piece, **more):
     """The training.TrainConfig of a piece. more: its fields device, workers, compile, imagenet. A changed squeeze is also the side at which the model sees a test image."""
-    if piece.schedule not in training.SCHEDULES: raise InputError(f"piece {piece.name}: unknown schedule: use one of {', '.join(training.SCHEDULES)}")
-    named, changes = training.SCHEDULES[piece.schedule], dict(piece.changes)
+    if piece.schedule not in schedules.SCHEDULES: raise InputError(f"piece {piece.name}: unknown schedule: use one of {', '.join(schedules.SCHEDULES)}")
+    named, changes = schedules.SCHEDULES[piece.schedule], dict(piece.changes)
     try: schedule = replace(named, **changes, name=", ".join([named.name, *(f"{k} {v}" for k, v in changes.items())]))
-    except TypeError: raise InputError(f"piece {piece.name}: {', '.join(changes)}: not all are fields of a schedule: see training.Schedule") from None
+    except TypeError: raise InputError(f"piece {piece.name}: {', '.join(changes)}: not all are fields of a schedule: see schedules.Schedule") from None
     preset = bafenet.find_preset(piece.preset)
     if preset.size and schedule.squeeze: preset = replace(preset, size=schedule.squeeze)
     return training.TrainConfig(preset, schedule, piece.seed, precision=piece.precision, **more)
@@ -61,7 +61,7 @@ def advance_until(run, folder, deadline):
     InputError when a loss is not finite; the checkpoint before it stays.
     """
     clock = saved = time.monotonic(); often = 1 if run.device.type == "cpu" else 50
-    for batch in training.loader(run.examples, run.step, run.config.workers):
+    for batch in examples.loader(run.examples, run.step, run.config.workers):
         training.advance(run, batch)
         ends = run.step % run.an_epoch == 0 or time.monotonic() > deadline
         due = ends or time.monotonic() - saved > run.config.save_seconds
@@ -312,8 +312,8 @@ def our_step(preset, batch, size, **more):
     """(function that does one training step of a preset on `batch` scenes that lie on the device, its Run). more: see `config_of`."""
     config = config_of(Piece(preset, changes=(("batch", batch), ("squeeze", size)), precision=more.pop("precision", "auto")), **more)
     samples = _crowd(batch, size)
-    run = training.Run(config, training.Examples(samples, config.schedule, 0))
-    ready = training.batch(samples)
+    run = training.Run(config, examples.Examples(samples, config.schedule, 0))
+    ready = examples.batch(samples)
     ready = ready._replace(images=ready.images.to(run.device), sky=ready.sky.to(run.device), targets=ready.targets.to(run.device))
     def step(): training.advance(run, ready); run.waiting.clear()
     return step, run

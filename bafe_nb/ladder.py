@@ -12,7 +12,7 @@ from . import evaluation, ledger, training
 from .bafenet import Preset
 from .densesirst import DenseSIRST, called
 from .head import HeadConfig
-from .training import Schedule
+from .schedules import Schedule
 
 # %% ../nbs/20_why_so_low.ipynb #014
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Rung:
     """One step of the ladder: what is changed, and the whole setting after the change.
 
     stride: pixels between locations. assign: as in head.HeadConfig. size: side in pixels to which images are squeezed, None = native.
-    boxes, consistent: as in training.Schedule.
+    boxes, consistent: as in schedules.Schedule.
     """
     name: str
     stride: int = 8

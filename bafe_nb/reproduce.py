@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import bafenet, classical, evaluation, figures, ledger, pictures, scores, tables, training
+from . import bafenet, classical, evaluation, figures, ledger, pictures, schedules, scores, tables, training
 from .boxes import InputError
 from .densesirst import DenseSIRST, called
 from .scenes import Scenes
@@ -58,7 +58,7 @@ def sources(data, plan):
 # %% ../nbs/24_main_job.ipynb #010
 def schedule_for(plan, images):
     """The preset's schedule, with `repeats` such that about `plan.examples` crops are shown whatever the number of images."""
-    schedule = training.schedule_of(plan.preset)
+    schedule = schedules.schedule_of(plan.preset)
     return dataclasses.replace(schedule, repeats=max(1, round(plan.examples / schedule.epochs / images)))
 
 # %% ../nbs/24_main_job.ipynb #013

@@ -16,7 +16,7 @@ from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
-PARTS = (("What is seen", "00 01 02 03"), ("What is scored and pasted", "04 05"), ("The network", "06 07 08 09 10"), ("Training and judging", "11 12 13 14 15 18 19"),
+PARTS = (("What is seen", "00 01 02 03"), ("What is scored and pasted", "04 05"), ("The network", "06 07 08 09 10"), ("Training and judging", "10b 10c 11 12 13 14 15 18 19"),
          ("What it shows", "20 23 21 22"), ("To run and to play", "24 25 26 30 40"))
 equations, styles, scripts = {}, {}, {}
 scratch = None
@@ -33,7 +33,13 @@ def notebooks():
     """Paths of the numbered notebooks, in the order of PARTS, and what PARTS does not name behind them."""
     order = [number for _, numbers in PARTS for number in numbers.split()]
     known = {number: k for k, number in enumerate(order)}
-    return sorted((ROOT / "nbs").glob("[0-9]*.ipynb"), key=lambda path: (known.get(path.stem[:2], len(order)), path.stem))
+    return sorted((ROOT / "nbs").glob("[0-9]*.ipynb"), key=lambda path: (known.get(number_of(path.stem), len(order)), path.stem))
+
+
+def number_of(stem):
+    """The number by which PARTS names a notebook: its own, such as 10b, or that of the notebook it follows, 09 for 09b."""
+    own = stem.split("_")[0]
+    return own if any(own in numbers.split() for _, numbers in PARTS) else own[:2]
 
 
 def answers():
@@ -177,7 +183,7 @@ def navigation():
     left = {path.stem: path for path in notebooks()}
     parts = []
     for heading, numbers in (*PARTS, ("More", None)):
-        chosen = [stem for stem in left if numbers is None or stem[:2] in numbers.split()]
+        chosen = [stem for stem in left if numbers is None or number_of(stem) in numbers.split()]
         pages = [{title(json.loads(left.pop(stem).read_text(encoding="utf-8"))).split(":")[0]: f"notebooks/{stem}.ipynb"} for stem in chosen]
         if pages: parts.append({heading: pages})
     if answers(): parts.append({"Answers": [{title(json.loads(path.read_text(encoding="utf-8"))).split(":")[0]: f"answers/{path.name}"} for path in answers()]})

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from bafe_nb import bafenet, scenes, training
+from bafe_nb import bafenet, examples, scenes, schedules, training
 from bafe_nb.bafenet import NEVER_TRAINED, PRESETS, UNUSED, build, count, fold, import_official, load_official, load_weights, save_weights
 from bafe_nb.boxes import InputError
 
@@ -197,13 +197,13 @@ def test_plain_state_dict_and_depth(tmp_path):
 
 def test_plain_fcos_learns_from_scenes():
     """Steps of the paper's schedule at a quarter of its side: every loss finite, no sky loss, the total falls; every trained weight moves."""
-    schedule = replace(training.SCHEDULES["paper"], squeeze=128, warm_up=0)
+    schedule = replace(schedules.SCHEDULES["paper"], squeeze=128, warm_up=0)
     data = scenes.Scenes(2, seed=3)
-    run = training.Run(training.TrainConfig("fcos-r50", schedule), training.Examples(data, schedule, 0))
+    run = training.Run(training.TrainConfig("fcos-r50", schedule), examples.Examples(data, schedule, 0))
     before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
-    examples = training.batch([run.examples[0, k] for k in range(2)])
-    assert sum(map(len, examples.boxes)) > 0
-    for _ in range(4): training.advance(run, examples)
+    ready = examples.batch([run.examples[0, k] for k in range(2)])
+    assert sum(map(len, ready.boxes)) > 0
+    for _ in range(4): training.advance(run, ready)
     losses = [{k: float(v) for k, v in parts.items()} for *_, parts in run.waiting]
     assert set(losses[0]) == {"class", "box", "centerness", "total"} and all(math.isfinite(v) for parts in losses for v in parts.values())
     assert losses[-1]["total"] < losses[0]["total"]

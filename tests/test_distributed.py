@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bafe_nb import app, bafenet, evaluation, losses, scenes, training
+from bafe_nb import app, bafenet, evaluation, examples, losses, scenes, schedules, training
 from bafe_nb.boxes import InputError
 from stopping import Stopping
 
@@ -20,7 +20,7 @@ MODELS = {"dense": dataclasses.replace(DENSE, name="dense", widths=(8, 12), head
           "fine": dataclasses.replace(FINE, name="fine", widths=(8, 12), down=1, head=dataclasses.replace(FINE.head, in_channels=8, channels=8)),
           "paper": dataclasses.replace(DENSE, name="paper", widths=(8, 12), head=dataclasses.replace(      # its head: selection without gradient, group norm
               bafenet.PRESETS["paper-r18"].head, in_channels=12, channels=32, convs=1, strides=(4,), ranges=((-1, 100000),)))}
-SHORT = training.Schedule("short", epochs=20, batch=5, lr=1e-3, warm_up=0.2, crop=48, focus=0.7, paste="none", average=0.9)
+SHORT = schedules.Schedule("short", epochs=20, batch=5, lr=1e-3, warm_up=0.2, crop=48, focus=0.7, paste="none", average=0.9)
 
 
 def config(name, **changes):
@@ -30,9 +30,9 @@ def config(name, **changes):
 def twenty_steps(name):
     """Losses of 20 steps with normalisation as at inference; batches of 5 and, at the end of an epoch, 3."""
     paper = dict(optimiser="dadapt-adam", lr=1.0, policy="step", warm_up=500, warm_up_factor=1 / 3, average=None, clip=None) if name == "paper" else {}
-    run = training.Run(config(name, **paper), training.Examples(scenes.Scenes(13), config(name, **paper).schedule, 0))
+    run = training.Run(config(name, **paper), examples.Examples(scenes.Scenes(13), config(name, **paper).schedule, 0))
     run.model.eval()
-    for batch in itertools.islice(training.loader(run.examples), 20): training.advance(run, batch)
+    for batch in itertools.islice(examples.loader(run.examples), 20): training.advance(run, batch)
     return training.collect(run, "nowhere")
 
 
@@ -67,7 +67,7 @@ def work(out):
         losses.shared(x).backward()
         told = dict(rank=rank, count=count, sum=float(losses.shared(x)), gradient=float(x.grad), number=float(losses.shared(1 + rank)),
                     mean=float(losses.shared_mean(torch.tensor(2.0 + rank), 1 + 2 * rank)), losses={name: twenty_steps(name) for name in MODELS},
-                    keys=list(itertools.chain(*training.Keys(training.Examples(scenes.Scenes(13), SHORT, 0)))), row=cut_and_resumed(out), refused=refusals(out))
+                    keys=list(itertools.chain(*examples.Keys(examples.Examples(scenes.Scenes(13), SHORT, 0)))), row=cut_and_resumed(out), refused=refusals(out))
         model = bafenet.load_weights(out / "whole/weights.safetensors")
         predictions, _ = evaluation.predict_all(model.eval(), scenes.Scenes(7), progress=False, reading=bafenet.Reading(least=0.001))
         told["found"] = [[name, p.detections.tolist(), int(p.sky.sum()), int(p.mask.sum())] for name, p in predictions.items()]
@@ -116,7 +116,7 @@ def test_twenty_steps_of_two_processes_equal_those_of_one(told, one_thread, name
 
 
 def test_two_processes_share_each_batch_in_the_order_of_one(told):
-    whole = list(training.Keys(training.Examples(scenes.Scenes(13), SHORT, 0)))
+    whole = list(examples.Keys(examples.Examples(scenes.Scenes(13), SHORT, 0)))
     parts = [iter(part["keys"]) for part in told[0]]
     for keys in whole:
         for k, key in enumerate(keys): assert tuple(next(parts[k % 2])) == key

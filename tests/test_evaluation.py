@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bafe_nb import bafenet, boxes, densesirst, evaluation, fine, head, scenes, scores, training
+from bafe_nb import bafenet, boxes, densesirst, evaluation, fine, head, scenes, schedules, scores, training
 from bafe_nb.bafenet import READINGS, Reading
 from bafe_nb.boxes import InputError
 
@@ -21,7 +21,7 @@ TINY = dataclasses.replace(BASE, name="tiny", widths=(8, 12), down=1, head=datac
 def run(tmp_path_factory):
     """Folder of a short run on crowded scenes: a model that finds something."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    schedule = training.Schedule("short", epochs=8, batch=4, lr=1e-2, policy="one-cycle", warm_up=0.2, crop=96, paste="none", average=0.9, focus=1.0)
+    schedule = schedules.Schedule("short", epochs=8, batch=4, lr=1e-2, policy="one-cycle", warm_up=0.2, crop=96, paste="none", average=0.9, focus=1.0)
     training.train(training.TrainConfig(TINY, schedule, threads=1, device="cpu"), scenes.Scenes(24), out, progress=False)
     return out
 

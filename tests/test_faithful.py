@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bafe_nb import bafenet, bench, densesirst, faithful, ledger, scenes, training
+from bafe_nb import bafenet, bench, densesirst, examples, faithful, ledger, scenes, schedules, training
 from bafe_nb.boxes import InputError
 from bafe_nb.faithful import Piece
 
@@ -99,7 +99,7 @@ def test_plan_writes_each_row_once(sets, tmp_path):
 def test_pieces_become_configurations():
     for piece in faithful.PLAN[:6]:
         config = faithful.config_of(piece)
-        assert config.schedule == training.SCHEDULES["paper"] and config.preset.size == 512 and config.preset.name == piece.preset
+        assert config.schedule == schedules.SCHEDULES["paper"] and config.preset.size == 512 and config.preset.name == piece.preset
     assert [p.preset for p in faithful.PLAN[:4]] == ["paper-r18-july", "paper-r18", "paper-r50", "fcos-r50"]
     assert sorted(p.seed for p in faithful.PLAN if p == replace(Piece("paper-r18"), seed=p.seed)) == [0, 1, 2]
     config = faithful.config_of(Piece("fcos-r50", 3, changes=(("squeeze", 128), ("paste", "none"))), device="cpu", workers=2)
@@ -114,7 +114,7 @@ def test_imagenet_weights_freeze_the_normalisation(tmp_path):
     torch.manual_seed(0); resnet = bafenet.build("paper-r18").backbone
     torch.save(resnet.state_dict(), tmp_path / "resnet18.pth")
     config = faithful.config_of(Piece("paper-r18", changes=(("squeeze", 64),)), imagenet=str(tmp_path / "resnet18.pth"))
-    run = training.Run(config, training.Examples(scenes.Scenes(2), config.schedule, 0))
+    run = training.Run(config, examples.Examples(scenes.Scenes(2), config.schedule, 0))
     assert config.preset.norm == "frozen" and not run.model.backbone.bn1.weight.requires_grad and torch.equal(run.model.backbone.conv1.weight, resnet.conv1.weight)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from bafe_nb import bafenet, evaluation, fine, head, scenes, training
+from bafe_nb import bafenet, evaluation, examples, fine, head, scenes, training
 from bafe_nb.boxes import InputError
 from bafe_nb.fine import CENTRAL, EVERY_PIXEL, REACH, FineConfig, FineHead, FineMaps
 
@@ -75,7 +75,7 @@ def test_windows_repeat_the_border_and_views_ignore_gain_and_offset():
 def test_every_parameter_is_trained(change):
     torch.manual_seed(0)
     model = bafenet.build(dataclasses.replace(TINY, head=dataclasses.replace(TINY.head, **change)))
-    parts = training.loss_of(model, training.batch([scenes.scene(3), scenes.scene(5)]))
+    parts = training.loss_of(model, examples.batch([scenes.scene(3), scenes.scene(5)]))
     parts["total"].backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == [] and ("sky" in parts) == change.get("sky", True)
@@ -105,7 +105,7 @@ def test_weights_of_boxes_count_in_the_class_loss_alone():
 def test_losses_of_nothing_are_finite_and_a_mismatch_is_said():
     model = bafenet.build(TINY); sample = scenes.scene(3)
     empty = dataclasses.replace(sample, boxes=sample.boxes[:0], real=sample.real[:0], targets=sample.targets & False)
-    parts = training.loss_of(model, training.batch([empty])); parts["total"].backward()
+    parts = training.loss_of(model, examples.batch([empty])); parts["total"].backward()
     assert all(torch.isfinite(v) for v in parts.values()) and parts["box"].item() == 0
     with pytest.raises(InputError, match="lists of boxes"):
         fine.fine_losses(model.bbox_head, model(torch.zeros(1, 1, 32, 32)), [], torch.zeros(1, 32, 32), torch.zeros(1, 32, 32))

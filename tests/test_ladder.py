@@ -4,7 +4,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from bafe_nb import bafenet, boxes, ladder, ledger, training
+from bafe_nb import bafenet, boxes, examples, ladder, ledger
 from bafe_nb.ladder import RUNGS, Rung
 
 
@@ -29,10 +29,10 @@ def test_labels_under_flips(data):
     real = DenseSIRST(data, "trainval_v2"); seen = {}
     for rung in RUNGS[:3]:
         schedule = dataclasses.replace(ladder.schedule_of(rung), squeeze=None)
-        examples, exact = training.Examples(real, schedule, 0), training.Examples(real, dataclasses.replace(schedule, boxes="corrected"), 0)
+        given, exact = examples.Examples(real, schedule, 0), examples.Examples(real, dataclasses.replace(schedule, boxes="corrected"), 0)
         moved = set()
         for k in range(12):
-            a, b = examples[(0, k)].boxes, exact[(0, k)].boxes
+            a, b = given[(0, k)].boxes, exact[(0, k)].boxes
             if len(a) == len(b): moved |= {tuple(m) for m in np.round(a - b).astype(int)[:, :2]} if len(a) else set()
         seen[rung.name] = {m for m in moved if max(map(abs, m)) <= 1}
     assert {(-1, -1), (1, -1)} <= seen["paper setting"] and seen["corrected boxes"] == {(0, 0)}

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from bafe_nb import background, bafenet, evaluation, fine, ledger, overview, scenes, training
+from bafe_nb import background, bafenet, evaluation, examples, fine, ledger, overview, scenes, schedules, training
 from bafe_nb.bafenet import Reading
 from bafe_nb.boxes import InputError
 from bafe_nb.densesirst import DenseSIRST
 
 TINY = dataclasses.replace(bafenet.PRESETS["overview"], name="tiny", widths=(4, 6, 8), head=overview.OverviewConfig(4), size=32)
-SCHEDULE = dataclasses.replace(training.SCHEDULES["overview"], epochs=1, batch=4, squeeze=32)
+SCHEDULE = dataclasses.replace(schedules.SCHEDULES["overview"], epochs=1, batch=4, squeeze=32)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_parts_of_an_image_keep_sky_and_boxes_in_step():
     sample = dataclasses.replace(sample, sky=sample.image > np.median(sample.image))
     sizes = set()
     for seed in range(8):
-        part = training.some_part(sample, 0.6, np.random.default_rng(seed))
+        part = examples.some_part(sample, 0.6, np.random.default_rng(seed))
         sizes.add(part.image.shape)
         assert 0.6 * sample.height - 1 <= part.height <= sample.height and part.sky.shape == part.image.shape == part.targets.shape
         assert (part.sky == (part.image > np.median(sample.image))).all()

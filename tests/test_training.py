@@ -1,4 +1,4 @@
-"""Training: schedules, augmentations that keep labels right, resume to the bit, and errors of one line."""
+"""Training: the configuration, resume to the bit, and errors of one line."""
 import dataclasses
 import hashlib
 import json
@@ -15,16 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from bafe_nb import bafenet, bagcp, boxes, densesirst, fine, losses, scenes, training
+from bafe_nb import bafenet, densesirst, examples, fine, scenes, schedules, training
 from bafe_nb.boxes import InputError
 from stopping import Stopping
 
 BASE = bafenet.PRESETS["bafe-hr-nano"]
 TINY = dataclasses.replace(BASE, name="tiny", widths=(8, 12), down=1, head=dataclasses.replace(BASE.head, in_channels=8, channels=8))
-SHORT = training.Schedule("short", epochs=3, batch=4, lr=4e-3, policy="one-cycle", warm_up=0.2, crop=64, average=0.9)
-
-
-CROWDED = [s for s in map(scenes.scene, range(20)) if len(s.boxes) > 4][:4]   # scenes with targets
+SHORT = schedules.Schedule("short", epochs=3, batch=4, lr=4e-3, policy="one-cycle", warm_up=0.2, crop=64, average=0.9)
 
 
 def config(**changes):
@@ -43,246 +40,13 @@ def same_weights(a, b):
     assert all(torch.equal(final[0][k], final[1][k]) for k in final[0])
 
 
-# schedules -----------------------------------------------------------------------------------------------------------------------------
-
-def test_paper_schedule_by_hand():
-    s = training.SCHEDULES["paper"]
-    an_epoch = training.steps_an_epoch(s, 768)
-    assert an_epoch == 1152 and s.epochs * len(range(768)) * s.repeats == 46080
-    rate = lambda step: training.learning_rate(s, step, an_epoch)
-    assert [rate(k) for k in (0, 498)] == [pytest.approx(1 / 3)] * 2
-    assert [rate(k) for k in (499, 500, 8 * 1152 - 1)] == [1, 1, 1]        # mmengine's ConstantLR ends one step early
-    assert [rate(k) for k in (8 * 1152, 16 * 1152 - 1)] == [pytest.approx(0.1)] * 2
-    assert [rate(k) for k in (16 * 1152, 20 * 1152 - 1)] == [pytest.approx(0.01)] * 2
-
-
-@pytest.mark.parametrize("policy, middle", [("cosine", 1e-3 * (0.1 + 0.9 * 0.5)), ("one-cycle", 1e-3 * (0.1 + 0.9 * 0.5))])
-def test_smooth_schedules_by_hand(policy, middle):
-    s = training.Schedule("x", epochs=1, batch=1, lr=1e-3, policy=policy, warm_up=10, warm_up_factor=0.1, final=0.01)
-    rate = lambda step: training.learning_rate(s, step, 111)
-    assert rate(0) == pytest.approx(1e-4) and rate(5) == pytest.approx(middle)
-    assert rate(10) == pytest.approx(1e-3) and rate(60) == pytest.approx(1e-3 * 0.505) and rate(110) == pytest.approx(1e-5)
-
-
-def test_warm_up_as_a_share_of_all_steps():
-    s = training.Schedule("x", epochs=2, batch=1, lr=1.0, warm_up=0.25)
-    assert training.learning_rate(s, 5, 10) == pytest.approx(1.0) and training.learning_rate(s, 4, 10) < 1
-
-
-@pytest.mark.parametrize("field, value, word", [("optimiser", "sgd", "adamw"), ("policy", "linear", "cosine"), ("flips", "both", "dihedral"),
-                                                ("paste", "glue", "default"), ("boxes", "file", "paper"), ("epochs", 0, "1 or more"), ("lr", 0, "above 0"), ("epochs", 1.5, "whole number"), ("bank", 0, "1 or more"),
-                                                ("crop", 0, "above 0"), ("squeeze", -3, "above 0"), ("clip", -1.0, "above 0"), ("focus", 2.0, "from 0 to 1"), ("average", 1.5, "from 0 to 1"), ("weight_decay", -1.0, "0 or more")])
-def test_a_wrong_schedule_is_named(field, value, word):
-    with pytest.raises(InputError, match=rf"{field} is .*{word}"): dataclasses.replace(SHORT, **{field: value})
-
-
-def test_images_of_several_sizes_need_a_crop():
-    with pytest.raises(InputError, match="set crop or squeeze"): dataclasses.replace(SHORT, crop=None)
-    dataclasses.replace(SHORT, crop=None, batch=1)
-
+# configuration ----------------------------------------------------------------------------------------------------------------------
 
 def test_each_preset_has_its_schedule():
     assert training.TrainConfig("paper-r50").schedule.name == "paper" and training.TrainConfig("bafe-small").schedule.name == "small"
     assert training.TrainConfig("bafe-hr-nano").schedule.name == "hr" and training.TrainConfig("bafe-hr").schedule.name == "broad"
     with pytest.raises(InputError, match="choose one of paper, small, hr, broad, tune"): training.TrainConfig(schedule="fast")
     with pytest.raises(InputError, match="unknown preset"): training.TrainConfig("resnet")
-
-
-def test_stretch_changes_what_is_pasted_and_nothing_else():
-    with pytest.raises(InputError, match="stretch is 1.5: use a share from 0 to 1"): dataclasses.replace(SHORT, stretch=1.5)
-    data, plain = scenes.Scenes(3), dataclasses.replace(training.SCHEDULES["hr"], crop=128)
-    a, b = (training.Examples(data, dataclasses.replace(plain, stretch=share), seed=0) for share in (0.0, 1.0))
-    assert [p.shape for p, _ in map(a.bank.target, range(5))] != [p.shape for p, _ in map(b.bank.target, range(5))] and len(a.bank) == len(b.bank)
-    assert any(not np.array_equal(a[0, k].image, b[0, k].image) for k in range(3))
-    none = [training.Examples(data, dataclasses.replace(plain, paste="none", stretch=share), seed=0)[0, 1].image for share in (0.0, 1.0)]
-    assert np.array_equal(*none), "where nothing is pasted the share is of no matter"
-
-
-# optimisers ----------------------------------------------------------------------------------------------------------------------------
-
-def test_weight_decay_spares_norms_and_biases():
-    model = bafenet.build(TINY)
-    decayed, spared = training.groups(model, 0.05)
-    assert {p.ndim for p in decayed["params"]} == {4} or {p.ndim for p in decayed["params"]} == {2, 4}
-    assert {p.ndim for p in spared["params"]} <= {0, 1} and spared["weight_decay"] == 0 and decayed["weight_decay"] == 0.05
-    assert len(decayed["params"]) + len(spared["params"]) == sum(p.requires_grad for p in model.parameters())
-
-
-def test_muon_groups_hold_each_parameter_once():
-    for preset in ("bafe-hr-nano", "bafe-small", "paper-r18"):
-        model = bafenet.build(preset)
-        parts = training.muon_groups(model, 0.02)
-        assert sorted(id(p) for g in parts for p in g["params"]) == sorted(id(p) for p in model.parameters() if p.requires_grad)
-        assert all(p.ndim > 1 for g in parts if g["use_muon"] for p in g["params"]) and all(g["weight_decay"] == 0 for g in parts for p in g["params"] if p.ndim <= 1)
-
-
-@pytest.mark.parametrize("shape", [(3, 16, 40), (2, 40, 16), (1, 8, 8)])
-def test_levelled_keeps_the_singular_vectors_and_evens_the_values(shape):
-    m = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-3
-    out = training.levelled(m)
-    u, s, vh = torch.linalg.svd(m, full_matrices=False)
-    inner = u.mT @ out @ vh.mT                                             # diagonal: same vectors
-    assert out.shape == m.shape and torch.allclose(inner, torch.diag_embed(inner.diagonal(dim1=1, dim2=2)), atol=1e-4)
-    assert inner.diagonal(dim1=1, dim2=2).min() > 0.3 and inner.diagonal(dim1=1, dim2=2).max() < 1.3
-
-
-def test_a_muon_step_moves_a_filter_equally_in_all_directions():
-    torch.manual_seed(0)
-    model, schedule = bafenet.build("bafe-hr-nano"), training.SCHEDULES["hr"]
-    step, w = training.optimiser(model, dataclasses.replace(schedule, weight_decay=0.0)), model.backbone.down[1][0].conv.weight
-    before = w.detach().clone()
-    for p in model.parameters(): p.grad = torch.randn_like(p)
-    for g in step.param_groups: g["lr"] = 0.01 * g["scale"]
-    step.step()
-    moved = torch.linalg.svdvals((w.detach() - before).flatten(1))
-    assert 0.006 < moved.min() < moved.max() < 0.0125
-    assert {g["scale"] for g in step.param_groups if g["use_muon"]} == {1.0, training.BOX_RATE}
-
-
-def toy_run(optimiser, steps=40):
-    """Losses of a small regression with decoupled decay and a warm-up to a third, as recorded from dadaptation 3.2."""
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.LayerNorm(16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
-    x = torch.linspace(-1, 1, 256 * 8).view(8, 256).T.contiguous().sin(); y = torch.sin(x.sum(1, keepdim=True))
-    opt, kept = optimiser(model), []
-    for step in range(steps):
-        for group in opt.param_groups: group["lr"] = 1 / 3 if step < 10 else 1.0
-        loss = ((model(x) - y) ** 2).mean()
-        opt.zero_grad(); loss.backward(); opt.step()
-        kept.append((loss.item(), float(opt.param_groups[0]["d"])))
-    return np.array(kept)
-
-
-def test_dadapt_adam_agrees_with_the_papers_library():
-    run = toy_run(lambda m: training.optimiser(m, dataclasses.replace(SHORT, optimiser="dadapt-adam", lr=1.0, weight_decay=0.05)))
-    assert np.allclose(run[[0, 19, 39]], DADAPTATION_3_2, rtol=2e-4)
-
-
-DADAPTATION_3_2 = [[0.4365183, 1e-06], [0.1782821, 0.06454019], [0.0045288, 0.06454019]]   # loss and estimate d at steps 0, 19, 39
-
-
-# augmentations -------------------------------------------------------------------------------------------------------------------------
-
-def extents(sample):
-    return {tuple(b) for b in boxes.from_mask(sample.targets).tolist()}
-
-
-@pytest.mark.parametrize("turn", range(8))
-def test_flips_keep_labels_on_their_targets(turn):
-    for s in CROWDED:
-        turned = training.flip(s, turn & 1, turn & 2, turn & 4)
-        assert {tuple(b) for b in turned.boxes.tolist()} == extents(turned)
-        x1, y1, x2, y2 = s.boxes[0].astype(int); a1, b1, a2, b2 = turned.boxes[0].astype(int)
-        assert sorted(s.image[y1:y2, x1:x2].ravel()) == sorted(turned.image[b1:b2, a1:a2].ravel())
-        assert turned.sky.sum() == s.sky.sum() and turned.image.flags.c_contiguous
-
-
-def test_flips_keep_labels_of_real_images(data):
-    checked = 0
-    for name in densesirst.names(data, "test_v2")[:4]:
-        s = densesirst.load(data, name)
-        if {tuple(b) for b in s.boxes.tolist()} != extents(s): continue
-        for turn in range(8): assert {tuple(b) for b in training.flip(s, turn & 1, turn & 2, turn & 4).boxes.tolist()} == extents(training.flip(s, turn & 1, turn & 2, turn & 4))
-        checked += 1
-    assert checked
-
-
-def test_minus_one_boxes_disagree_by_two_pixels_after_a_flip():
-    s = CROWDED[0]
-    authors = dataclasses.replace(s, boxes=boxes.paper(s.boxes))
-    there_and_back = boxes.flip(training.flip(authors, True).boxes, s.width)
-    seen_right = boxes.flip(training.flip(s, True).boxes, s.width)
-    assert np.array_equal(there_and_back, authors.boxes)                                      # the flip itself is sound ...
-    offset = training.flip(authors, True).boxes - training.flip(s, True).boxes
-    assert np.array_equal(np.unique(offset[:, [0, 2]]), [1]) and np.array_equal(np.unique(authors.boxes[:, 0] - seen_right[:, 0]), [-1])   # -1 becomes +1
-
-
-def test_squeeze_by_hand():
-    s = CROWDED[1]
-    wide = dataclasses.replace(s, image=np.repeat(s.image, 2, 1), sky=np.repeat(s.sky, 2, 1), targets=np.repeat(s.targets, 2, 1), boxes=boxes.scale(s.boxes, 2, 1))
-    small = training.squeeze(wide, 128)
-    assert small.image.shape == small.sky.shape == small.targets.shape == (128, 128) and small.sky.dtype == bool
-    assert np.allclose(small.boxes, s.boxes / 2)
-    assert training.squeeze(dataclasses.replace(s, boxes=np.float32([[-1, -1, 3, 3]]), real=np.zeros(1, bool)), 512).boxes.tolist() == [[0, 0, 6, 6]]
-
-
-def test_crop_keeps_boxes_with_half_of_their_area():
-    s = scenes.scene(0)
-    s = dataclasses.replace(s, boxes=np.float32([[8, 20, 12, 24], [9, 20, 13, 24], [7, 20, 11, 24], [40, 40, 44, 44], [74, 74, 78, 78]]), real=np.arange(5) == 3)
-    part = training.crop(s, 10, 10, 64)
-    assert part.image.shape == (64, 64) and np.array_equal(part.image, s.image[10:74, 10:74])
-    assert part.boxes.tolist() == [[0, 10, 2, 14], [0, 10, 3, 14], [30, 30, 34, 34]] and part.real.tolist() == [False, False, True]
-
-
-def test_a_small_image_is_padded_without_new_targets():
-    s = CROWDED[2]
-    part = training.pad(s, 300)
-    assert part.image.shape == (300, 300) and part.targets.sum() == s.targets.sum() and np.array_equal(part.image[:, 299], part.image[:, 255])
-    assert training.pad(s, 256) is s
-
-
-def test_focus_shows_targets():
-    s = scenes.scene(0)
-    s = dataclasses.replace(s, boxes=np.float32([[200, 10, 203, 13]]), real=np.zeros(1, bool))
-    rng = np.random.default_rng(0)
-    held = lambda focus: np.mean([len(training.crop(s, *training.window(s, 64, focus, rng), 64).boxes) for _ in range(300)])
-    assert held(1.0) == 1 and held(0.0) < 0.2
-    corners = np.array([training.window(s, 64, 0.5, rng) for _ in range(300)])
-    assert corners.min() >= 0 and corners.max() <= 256 - 64
-
-
-def test_an_example_depends_on_nothing_drawn_before():
-    data = scenes.Scenes(6)
-    one, two = training.Examples(data, SHORT, 5), training.Examples(data, SHORT, 5)
-    late = [two[(1, k)] for k in reversed(range(6))][::-1]
-    for k in range(6):
-        a, b = one[(1, k)], late[k]
-        assert np.array_equal(a.image, b.image) and np.array_equal(a.boxes, b.boxes) and np.array_equal(a.sky, b.sky)
-    other = training.Examples(data, SHORT, 6)
-    assert any(not np.array_equal(one[(1, k)].image, other[(1, k)].image) for k in range(6))
-    assert not np.array_equal(one[(1, 0)].image, one[(2, 0)].image)
-    assert sorted(one.order(0)) == list(range(6)) and not np.array_equal(one.order(0), one.order(1))
-
-
-def test_loader_processes_give_the_same_batches():
-    examples = training.Examples(scenes.Scenes(8), SHORT, 0)
-    before = torch.get_rng_state()
-    here, there = list(training.loader(examples, 3)), list(training.loader(examples, 3, workers=2))
-    assert len(here) == len(there) == 3 * 2 - 3 and torch.equal(before, torch.get_rng_state())
-    for a, b in zip(here, there):
-        assert a.names == b.names and torch.equal(a.images, b.images) and all(map(torch.equal, a.boxes, b.boxes)) and torch.equal(a.targets, b.targets)
-
-
-def test_repeats_show_every_image_equally_often():
-    examples = training.Examples(scenes.Scenes(5), dataclasses.replace(SHORT, repeats=3, batch=4), 0)
-    keys = [key for batch in training.Keys(examples) for key in batch]
-    assert [len(b) for b in training.Keys(examples)] == [4, 4, 4, 3] * 3 and len(set(keys)) == 45
-    assert np.bincount([k % 5 for _, k in keys]).tolist() == [9] * 5
-    assert list(training.Keys(examples, 5)) == list(training.Keys(examples))[5:]
-
-
-def test_pasting_adds_labels_that_lie_on_targets():
-    data = scenes.Scenes(8)
-    plain, pasted = (training.Examples(data, dataclasses.replace(SHORT, crop=128, paste=p), 0) for p in ("none", "default"))
-    n = [[len(e[(0, k)].boxes) for k in range(8)] for e in (plain, pasted)]
-    assert sum(n[1]) > sum(n[0]) and all(a <= b for a, b in zip(*n))
-    for k in range(8):
-        s = pasted[(0, k)]
-        assert all(s.targets[int(y1):int(np.ceil(y2)), int(x1):int(np.ceil(x2))].any() for x1, y1, x2, y2 in s.boxes)
-
-
-def test_paper_labels_on_scenes_and_on_files(data):
-    s = training.SCHEDULES["paper"]
-    scene = training.Examples(scenes.Scenes(2), dataclasses.replace(s, paste="none", flips="none"), 0)[(0, 1)]
-    assert scene.image.shape == (512, 512)
-    assert np.allclose(scene.boxes, np.maximum(boxes.scale(boxes.paper(scenes.Scenes(2)[1].boxes), 2, 2), 0))
-    real = densesirst.DenseSIRST(data, "test_v2")
-    examples = training.Examples(real, s, 0)
-    assert examples.data.boxes == "paper" and np.array_equal(training.labelled(examples.data, 0, 'paper').boxes, boxes.paper(densesirst.load(data, real.names[0], "file").boxes))
-    assert np.array_equal(training.target_source(examples.data, 0, s).boxes, densesirst.load(data, real.names[0], "file").boxes)
-    other = type("Other", (scenes.Scenes,), {"boxes": "paper"})(2)            # a dataset that says so has its minus-one boxes moved back
-    assert np.array_equal(training.labelled(other, 1, "corrected").boxes, scenes.Scenes(2)[1].boxes + 1)
-    assert np.array_equal(training.labelled(other, 1, "paper").boxes, scenes.Scenes(2)[1].boxes)
 
 
 # the loop ------------------------------------------------------------------------------------------------------------------------------
@@ -314,8 +78,8 @@ def test_every_trainable_parameter_gets_a_gradient(preset):
     s = dataclasses.replace(c.schedule, crop=160, squeeze=None, batch=2, paste="none")
     if preset == "paper-r18": s = dataclasses.replace(s, boxes="corrected")
     samples = [dataclasses.replace(x, boxes=np.float32([[30, 30, 40, 40], [5, 5, 85, 85], [0, 0, 159, 159]]), real=np.zeros(3, bool))
-               for x in (training.Examples(data, s, 0)[(0, k)] for k in range(2))]
-    training.loss_of(model, training.batch(samples))["total"].backward()
+               for x in (examples.Examples(data, s, 0)[(0, k)] for k in range(2))]
+    training.loss_of(model, examples.batch(samples))["total"].backward()
     without = {n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum())}
     assert {n for n in without if "attention_mask" not in n} == set()
     assert preset != "paper-r18" or without == set(bafenet.NEVER_TRAINED)
@@ -518,13 +282,13 @@ def test_a_run_begins_from_the_weights_of_another(tmp_path):
     digest = hashlib.sha256(given.read_bytes()).hexdigest()[:8]; assert row["start"] == f"weights {digest}" and row["preset"] == "tiny, tuned"
     given.write_bytes((tmp_path / "third/weights.safetensors").read_bytes())
     with pytest.raises(InputError, match=f"start was '{digest}' and is now"): training.train(c, scenes.Scenes(4), tmp_path / "third", resume=True, progress=False)
-    with pytest.raises(InputError, match="holds tiny, another network than bafe-small: train tiny"): training.Run(config(preset="bafe-small", start=str(given)), training.Examples(scenes.Scenes(4), SHORT, 0))
+    with pytest.raises(InputError, match="holds tiny, another network than bafe-small: train tiny"): training.Run(config(preset="bafe-small", start=str(given)), examples.Examples(scenes.Scenes(4), SHORT, 0))
     with pytest.raises(InputError, match="imagenet weights are for a ResNet"): training.TrainConfig("paper-r18", imagenet="x.pth", start=str(given))
     with pytest.raises(InputError, match="no weights to start from"): training.train(config(start="nowhere"), scenes.Scenes(4), tmp_path / "fourth", progress=False)
 
 
 def test_real_targets_count_more_where_the_schedule_says_so(data):
-    sample = next(s for s in densesirst.DenseSIRST(data, "trainval_v2") if s.real.any() and not s.real.all()); b = training.batch([sample])
+    sample = next(s for s in densesirst.DenseSIRST(data, "trainval_v2") if s.real.any() and not s.real.all()); b = examples.batch([sample])
     assert torch.equal(b.real[0], torch.from_numpy(sample.real))
     model = bafenet.build(TINY).eval(); one, three = (training.loss_of(model, b, real_weight=w) for w in (1.0, 3.0))
     weights = torch.where(b.real[0], 3.0, 1.0); maps = model(model.normalise(b.images))
