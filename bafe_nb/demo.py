@@ -346,7 +346,6 @@ def branches(model, image):
 # %% ../nbs/30_demo.ipynb #051
 def filters(image, channels=8):
     """(sky, target): two stacks float32 (1, channels, h, w) made of a grey image: Gaussian blurs, and differences of neighbouring blurs, from fine to coarse."""
-    import torch
     scales = [0.7 * 1.45 ** k for k in range(channels + 1)]
     blurred = np.stack([cv2.GaussianBlur(image.astype(np.float32) / 255, (0, 0), s) for s in scales])
     return torch.from_numpy(blurred[None, 1:].copy()), torch.from_numpy((blurred[:-1] - blurred[1:])[None])
@@ -354,7 +353,6 @@ def filters(image, channels=8):
 # %% ../nbs/30_demo.ipynb #053
 def trade(kind, p, sky, target, own=None):
     """(sky, target, moved): both branches after an exchange of `kind` with share `p`, and which channels changed in each, two bool (c,). own: a trained exchange to take weights from."""
-    import torch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = exchange.build(kind, sky.shape[1], p).eval()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from . import bagcp
 from .boxes import InputError
 
 # %% ../nbs/19_generators.ipynb #005
@@ -142,7 +141,7 @@ CONDITIONS = {"as it is": lambda sample, rng: sample,
 
 
 class Changed:
-    """A dataset seen under a condition of CONDITIONS: `.names`, `len`, `[i]` -> Sample; `fresh(i)`: bool (m,), which targets are new."""
+    """A dataset seen under a condition of CONDITIONS: `.names`, `len`, `[i]` -> Sample; `fresh(sample, i)`: bool (m,), which targets of `sample`, made by `[i]`, are new."""
     def __init__(self, dataset, condition, seed=0):
         if condition not in CONDITIONS: raise InputError(f"unknown condition {condition!r}: use one of {', '.join(CONDITIONS)}")
         self.dataset, self.condition, self.seed, self.names = dataset, condition, seed, dataset.names
