@@ -118,7 +118,7 @@ def roll(bank, config, rng):
         out.append(Dice(ks, flips, gains, places[0], places[1:]))
     return out
 
-
+# %% ../nbs/05_bagcp.ipynb #024b
 def window_side(shapes, config):
     """Side in pixels of the square for targets of the given (h, w): `config.window`, wider where big targets need it."""
     room = sum((h + 2 * config.gap) * (w + 2 * config.gap) for h, w in shapes) / config.fill
@@ -225,7 +225,7 @@ def draw(sample, source, config, rng):
     for dice in roll(bank, config, rng): plan += _cluster(sample, bank, dice, placed, windows, config)
     return plan
 
-
+# %% ../nbs/05_bagcp.ipynb #044b
 def render(sample, plan):
     """`sample` with the placements of `plan` added to copies of its image, target mask and boxes; pasted boxes come last, with real=False."""
     if not plan: return sample
@@ -270,7 +270,7 @@ def _fits(sample, taken, x, y, h, w, margin):
     """The authors' test: sky everywhere and no target within `margin`. On row or column 0 their slice starts at -1, is empty and finds nothing."""
     return not taken[y - margin:y + h + margin, x - margin:x + w + margin].any() and bool(sample.sky[y:y + h, x:x + w].all())
 
-
+# %% ../nbs/05_bagcp.ipynb #053b
 def _choose_sky(sample, taken, spots, config, rng):
     """The authors' window (x, y, height, width), all sky and free: 102 tries, then 3 pixels less, down to 10; None where nothing is found."""
     H, W = sample.image.shape
@@ -330,7 +330,7 @@ def _gauss_patch(dst, src, rng):
     value = dst + src * g
     return np.where(value < 255, value, 255).astype(np.float32), g * 255 > 25
 
-
+# %% ../nbs/05_bagcp.ipynb #057b
 def _render_authors(sample, plan, config, rng):
     """`sample` with the authors' patches: 'copy' or 'gaussian'. Labels and target mask are the whole patches."""
     image, targets, count, boxes = sample.image.astype(np.float32), sample.targets.copy(), np.zeros(sample.image.shape, np.float32), []

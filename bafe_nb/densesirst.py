@@ -6,8 +6,8 @@ masks with two kinds of palette, 21 boxes that sit one pixel off, and targets th
 # %% auto #0
 __all__ = ['PNG', 'MAX_PIXELS', 'CORNERS', 'SPLITS', 'COUNTS', 'FOLDERS', 'READINGS', 'Sample', 'png_header', 'read_bytes',
            'read_png', 'read_image', 'read_mask', 'read_boxes', 'tight', 'mend', 'read_table', 'images',
-           'near_duplicates', 'Origin', 'origins', 'real_flags', 'called', 'check_root', 'find_root', 'names', 'load',
-           'DenseSIRST']
+           'near_duplicates', 'Origin', 'origins', 'real_flags', 'check_root', 'find_root', 'names', 'load',
+           'DenseSIRST', 'called']
 
 # %% ../nbs/02_densesirst.ipynb #002
 import csv, dataclasses, functools, gzip, io, os, struct, zlib
@@ -200,15 +200,7 @@ SPLITS = ("trainval_v2", "train_v2", "val_v2", "test_v2")
 COUNTS = dict(images=1024, targets=13655, real=648, trainval_v2=768, train_v2=512, val_v2=256, test_v2=256)
 FOLDERS = ("PNGImages", "SIRST/BBox", "SIRST/PaletteMask", "SkySeg/PaletteMask")
 
-
-def called(*datasets):
-    """How the ledger calls what a run used, from one or several DenseSIRST: "DenseSIRST", how many images of it were at hand: "DenseSIRST, 40 + 32 images",
-    or, where images are of other names, the folder's name: "own, 3 images"."""
-    if all(len(d) == COUNTS.get("images" if d.split == "all" else d.split) for d in datasets): return "DenseSIRST"
-    known = images(); theirs = all(name in known for d in datasets for name in d.names)
-    return f"{'DenseSIRST' if theirs else datasets[0].root.resolve().name}, {' + '.join(str(len(d)) for d in datasets)} images"
-
-
+# %% ../nbs/02_densesirst.ipynb #036b
 def check_root(root):
     """`root` as a Path when it has DenseSIRST's folders; InputError naming what is missing otherwise."""
     root = Path(root)
@@ -241,7 +233,7 @@ def _split_file(root, split):
     if split not in known: raise InputError(f"split {split!r} is not in {root / 'Splits'}: use one of {', '.join(known) or '(none found)'}")
     return root / "Splits" / f"{split}.txt"
 
-
+# %% ../nbs/02_densesirst.ipynb #038b
 def names(root, split):
     """Image names of a split, in the file's order; `all` is trainval_v2 followed by test_v2. The last line may lack its newline."""
     root = check_root(root)
@@ -310,3 +302,11 @@ class DenseSIRST:
         if self._kept is None: return load(self.root, name, self.boxes)
         if name not in self._kept: self._kept[name] = _pack(load(self.root, name, self.boxes))
         return _unpack(*self._kept[name])
+
+# %% ../nbs/02_densesirst.ipynb #046bb
+def called(*datasets):
+    """How the ledger calls what a run used, from one or several DenseSIRST: "DenseSIRST", how many images of it were at hand: "DenseSIRST, 40 + 32 images",
+    or, where images are of other names, the folder's name: "own, 3 images"."""
+    if all(len(d) == COUNTS.get("images" if d.split == "all" else d.split) for d in datasets): return "DenseSIRST"
+    known = images(); theirs = all(name in known for d in datasets for name in d.names)
+    return f"{'DenseSIRST' if theirs else datasets[0].root.resolve().name}, {' + '.join(str(len(d)) for d in datasets)} images"

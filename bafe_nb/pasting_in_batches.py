@@ -35,7 +35,7 @@ class BankTensors(NamedTuple):
     peaks: torch.Tensor
     pools: tuple
 
-
+# %% ../nbs/05c_pasting_in_batches.ipynb #010b
 def bank_tensors(bank, device="cpu", largest=24):
     """The targets of a `TargetBank` that are at most `largest` pixels long, as `BankTensors`. InputError where none is left."""
     kept = [k for k in range(len(bank)) if bank.target(k)[0] is not None and max(bank.target(k)[0].shape) <= largest]
@@ -60,7 +60,7 @@ def _first(good):
     """Index of the first True along the last axis, and whether there is one."""
     return good.int().argmax(-1), good.any(-1)
 
-
+# %% ../nbs/05c_pasting_in_batches.ipynb #013b
 def _choose(bank, n, config, generator):
     """Targets of every member slot, big ones first: (k int64 (n, c, m), there bool (n, c, m))."""
     dev, c, m = bank.peaks.device, len(config.clusters) - 1, len(config.members) - 1
@@ -118,7 +118,7 @@ def _propose(j, placed, there, h, w, window, config, generator):
         x, y = torch.where(count > 0, torch.where(u < 0.5, ax, bx), x), torch.where(count > 0, torch.where(u < 0.5, ay, by), y)
     return x, y, (x >= x0) & (y >= y0) & (x + w <= x0 + side) & (y + h <= y0 + side)
 
-
+# %% ../nbs/05c_pasting_in_batches.ipynb #020b
 def _apart(x, y, w, h, boxes, there, gap):
     """True where the patch (n, ...) keeps more than `gap` pixels from all boxes (n, b, 4) of its image that are `there` (n, b)."""
     flat = [a.expand(x.shape).flatten(1)[..., None] for a in (x, y, w, h)]
@@ -135,7 +135,7 @@ def _gather(images, x, y, size):
     inside = (rows >= 0) & (rows < H) & (cols >= 0) & (cols < W)
     return images[torch.arange(n, device=x.device).view(lead), rows.clamp(0, H - 1), cols.clamp(0, W - 1)], inside
 
-
+# %% ../nbs/05c_pasting_in_batches.ipynb #021b
 def _levels(images, sky, x, y, w, h, peak, largest, need, config):
     """Peak (n, c, t) that a target adds at each place, 0 where it would not be seen. need: (n, c) grey levels, negative: measure on the spot."""
     pixels, inside = _gather(images, x - 2, y - 2, largest + 4)

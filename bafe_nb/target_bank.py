@@ -41,7 +41,7 @@ def _cut(sample, box, margin=2):
     view = np.s_[b:y2 + margin, a:x2 + margin]
     return Crop(sample.image[view].copy(), sample.targets[view].copy(), (x1 - a, y1 - b, x2 - a, y2 - b), tuple(box), (a, b), (h, w))
 
-
+# %% ../nbs/04b_target_bank.ipynb #008b
 def _profile(crop):
     """(profile float32 (h, w), peak contrast in whole grey levels); (None, 0) for a single pixel or a target that does not rise."""
     x1, y1, x2, y2 = crop.box
@@ -130,7 +130,7 @@ def neighbour_distance(boxes):
     """Distance in pixels from each box centre to the nearest other one: (n,); empty for fewer than two boxes."""
     return _distances(boxes).min(1) if len(boxes) > 1 else np.zeros(0)
 
-
+# %% ../nbs/04b_target_bank.ipynb #024b
 def cluster_sizes(boxes, link=15):
     """Members of each cluster, int (clusters,): a chain of centres no more than `link` pixels apart joins two boxes."""
     label, near = np.arange(len(boxes)), _distances(boxes) <= link if len(boxes) else None
