@@ -95,7 +95,7 @@ def write(path, rows):
         file.flush(); os.fsync(file.fileno())
     os.replace(temporary, path)
 
-
+# %% ../nbs/14_ledger.ipynb #03ccb675
 def append(path, row):
     """Add one row (dictionary) to the ledger at `path`, safe against other processes doing the same; returns the row."""
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)

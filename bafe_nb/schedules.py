@@ -159,7 +159,7 @@ def levelled(matrices, rounds=5):
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
 
-
+# %% ../nbs/10b_schedules.ipynb #c4889e5f
 def _exact(muon):
     """pytorch-optimizer's class Muon, its products in float32 where there is no GPU: it computes in bfloat16, which a CPU emulates an order of magnitude slower."""
     class Muon(muon):

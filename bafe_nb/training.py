@@ -92,7 +92,7 @@ def _fingerprint(config):
     try: return hashlib.sha256(_weights(config).read_bytes()).hexdigest()[:8]
     except OSError as error: raise InputError(f"{config.start}: no weights to start from ({error.strerror}): give a .safetensors file or the folder of a finished run") from None
 
-
+# %% ../nbs/11_training.ipynb #1708d540
 def started(config):
     """The model, in eval mode, whose weights a run begins from; InputError for another network than the configuration's."""
     model = bafenet.load_weights(_weights(config))
@@ -108,7 +108,7 @@ def description(config, data):
         preset=dataclasses.asdict(config.preset), schedule=dataclasses.asdict(config.schedule), seed=config.seed, precision=_precision(config),
         imagenet=config.imagenet, start=_fingerprint(config), images=len(data), names=hashlib.sha256(names.encode()).hexdigest()[:16])))
 
-
+# %% ../nbs/11_training.ipynb #575a6127
 def _completed(before):
     """A configuration as it was written, with the defaults of the fields that did not exist then."""
     fields = {f.name: f.default for f in dataclasses.fields(Schedule) if f.default is not dataclasses.MISSING}
@@ -181,7 +181,7 @@ def _take_gpu():
     if mine >= there: raise InputError(f"{os.environ['LOCAL_WORLD_SIZE']} processes on a machine with {there} GPUs: use --nproc-per-node {there}")
     torch.cuda.set_device(mine)
 
-
+# %% ../nbs/11_training.ipynb #e187d0ec
 @contextlib.contextmanager
 def together(config):
     """Join the processes that torchrun started while a `with` lasts: gloo on CPUs, NCCL on GPUs. Nothing happens without torchrun, or when they are joined.
@@ -224,7 +224,7 @@ class LossModule(torch.nn.Module):
 
     def forward(self, batch): return self.call(batch)
 
-
+# %% ../nbs/11_training.ipynb #ad98c259
 def _parallel(module):
     """A LossModule, wrapped in DistributedDataParallel where several processes work together."""
     if processes()[1] == 1: return module
@@ -304,7 +304,7 @@ def _newest(folder):
     if found: raise InputError(f"{found[0].parent}: none of {len(found)} checkpoints can be read: start again in another folder")
     return None
 
-
+# %% ../nbs/11_training.ipynb #d968d527
 def restore(run, folder):
     """Put `run` back to the newest checkpoint under `folder`, bit for bit on the same machine; False when there is none. Only the first process reads."""
     state = by_first(lambda: _newest(folder))
@@ -525,7 +525,7 @@ def train(config, data, out, resume=False, progress=True, each_epoch=None):
     """
     with together(config): return _trained(config, data, Path(out), resume, progress, each_epoch)
 
-
+# %% ../nbs/11_training.ipynb #3a75d136
 def _trained(config, data, out, resume, progress, each_epoch):
     """`train`, once the processes are joined."""
     run, writes = begin(config, data, out, resume), processes()[0] == 0
