@@ -107,7 +107,7 @@ def for_readers(path):
     book["cells"] = [cell for cell in map(shown, book["cells"]) if cell]
     first = book["cells"][0]
     head, _, rest = first["source"].partition("\n")
-    first["source"] = f"{head}\n\n{links_of(path, text)}\n{rest}"
+    first["source"] = f"{head}\n\n{links_of(path, text)}\n\n{rest.lstrip()}"
     return book
 
 

@@ -117,7 +117,7 @@ def test_settings_and_pyproject_agree():
 
 @pytest.mark.parametrize("path", NOTEBOOKS + ANSWERS, ids=lambda p: p.stem)
 def test_notebook_is_fit_to_read(path):
-    """Outputs kept, no error kept by accident, no path of a machine, under 1 MB, code cells short, no widget state."""
+    """Outputs kept, no error kept by accident, no path of a machine, under 1 MB, code cells short, no widget state, no picture that the site would hide."""
     text = path.read_text(encoding="utf-8")
     book = json.loads(text)
     code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
@@ -127,6 +127,8 @@ def test_notebook_is_fit_to_read(path):
     assert "widgets" not in book["metadata"]
     shown = "".join("".join(cell["source"]) + json.dumps(cell.get("outputs", [])) for cell in book["cells"])
     assert not re.search(r"/(root|home|work|tmp)/[A-Za-z0-9_.]", re.sub(r'"image/[^"]+": "[^"]*"', "", shown)), "a path of a machine is shown"
+    hidden = [k for k, cell in enumerate(code) if re.match(r"\s*#\| ?hide\b", "".join(cell["source"])) and any("image/png" in out.get("data", {}) for out in cell["outputs"])]
+    assert not hidden, f"code cells {hidden} are hidden and hold a picture, which the site would leave out"
     long = [k for k, cell in enumerate(code) if len("".join(cell["source"]).splitlines()) > 26]
     assert not long, f"code cells {long} are long"
 
