@@ -16,8 +16,8 @@ from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
-PARTS = (("What is seen", "00 01 02 03"), ("What is scored and pasted", "04 05"), ("The network", "06 07 08 09 10"), ("Training and judging", "10b 10c 11 12 13 14 15 18 19"),
-         ("What it shows", "20 23 21 22"), ("To run and to play", "24 25 26 30 40"))
+PARTS = (("What is seen", "00 01 02 03"), ("What is scored and pasted", "04 05"), ("The network", "06 07 08 09 10"), ("Training and judging", "10b 10c 11 12 13 14 15 19"),
+         ("What it shows", "20 23 18 21 22"), ("To run and to play", "24 25 26 30 40"))
 equations, styles, scripts = {}, {}, {}
 scratch = None
 
