@@ -33,7 +33,7 @@ from .fine import FineConfig, FineHead
 from .head import Head, HeadConfig
 from .overview import OverviewConfig, OverviewHead
 
-# %% ../nbs/10_bafenet.ipynb #007
+# %% ../nbs/10_bafenet.ipynb #008
 @dataclass(frozen=True)
 class Preset:
     """Everything that decides which function a model computes; data, not code.
@@ -59,7 +59,7 @@ class Preset:
     @property
     def detects(self): return not isinstance(self.head, OverviewConfig)
 
-# %% ../nbs/10_bafenet.ipynb #009
+# %% ../nbs/10_bafenet.ipynb #010
 PAPER_HEAD = HeadConfig()
 JULY_HEAD = HeadConfig(exchange="static", large_kernel=False)
 FCOS_HEAD = HeadConfig(strides=(8, 16, 32, 64, 128), ranges=((-1, 64), (64, 128), (128, 256), (256, 512), (512, 1e8)), exchange="none", large_kernel=False,
@@ -72,7 +72,7 @@ def _native(name, head, widths, down):
     """A preset that works on the native grey image with features at stride 2: mean and spread of trainval_v2 (99.8 and 59.3 grey levels)."""
     return Preset(name, "unet", head, in_channels=1, mean=(99.8,), std=(59.3,), size=None, norm="trainable", widths=widths, down=down)
 
-# %% ../nbs/10_bafenet.ipynb #010
+# %% ../nbs/10_bafenet.ipynb #011
 PRESETS = {p.name: p for p in (
     Preset("paper-r18-july", "resnet18", JULY_HEAD, official=True),
     Preset("paper-r50-july", "resnet50", JULY_HEAD, official=True),
@@ -84,14 +84,14 @@ PRESETS = {p.name: p for p in (
     _native("bafe-hr-nano", FineConfig(16, 16), (16, 32, 48, 64, 64), (0, 2, 2, 2, 2)),
     dataclasses.replace(_native("overview", OverviewConfig(24), (24, 32, 48, 64, 96), 1), size=128))}
 
-# %% ../nbs/10_bafenet.ipynb #011
+# %% ../nbs/10_bafenet.ipynb #012
 def find_preset(preset):
     """The Preset of that name (a Preset passes through); InputError lists the names there are."""
     if isinstance(preset, Preset): return preset
     if preset not in PRESETS: raise InputError(f"unknown preset {preset!r}: use one of {', '.join(PRESETS)}")
     return PRESETS[preset]
 
-# %% ../nbs/10_bafenet.ipynb #498e2b47
+# %% ../nbs/10_bafenet.ipynb #015
 @dataclass(frozen=True)
 class Reading:
     """How the maps of a model become a prediction. InputError for what cannot be.
@@ -115,7 +115,7 @@ class Reading:
 
 READINGS = dict(plain=Reading(), best=Reading(views=8, guesses=3, least=0.02, mask_level=0.5))
 
-# %% ../nbs/10_bafenet.ipynb #016
+# %% ../nbs/10_bafenet.ipynb #020
 def _features(preset):
     """Backbone and neck of a preset; a UNet needs no neck."""
     if preset.backbone == "unet":
@@ -126,7 +126,7 @@ def _features(preset):
     backbone = ResNet(int(preset.backbone[6:]), norm=preset.norm)
     return backbone, FPN(backbone.channels[1:], preset.head.in_channels, extra=len(preset.head.strides) - 3)
 
-# %% ../nbs/10_bafenet.ipynb #018
+# %% ../nbs/10_bafenet.ipynb #022
 def _checked(images):
     """uint8 grey levels (n, h, w) as a tensor (a copy of an array); InputError for anything else."""
     if not torch.is_tensor(images): images = torch.from_numpy(np.array(images))
@@ -138,7 +138,7 @@ def _start_small(network):
     for m in network.modules():
         if isinstance(m, nn.Conv2d): m.reset_parameters()
 
-# %% ../nbs/10_bafenet.ipynb #019
+# %% ../nbs/10_bafenet.ipynb #023
 HEADS = {FineConfig: FineHead, OverviewConfig: OverviewHead, HeadConfig: Head}
 
 
@@ -163,12 +163,12 @@ class BAFENet(nn.Module):
         mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (self.preset.mean, self.preset.std))
         return (images[:, None].float() - mean) / std
 
-# %% ../nbs/10_bafenet.ipynb #020
+# %% ../nbs/10_bafenet.ipynb #024
 def build(preset):
     """BAFENet of a preset (name or Preset): fresh weights from torch's random generator, in training mode. InputError for an unknown one."""
     return BAFENet(find_preset(preset))
 
-# %% ../nbs/10_bafenet.ipynb #032
+# %% ../nbs/10_bafenet.ipynb #036
 def _conv_cost(args, out): return args[1].numel() * out.numel() // out.shape[1]
 def _linear_cost(args, out): return args[1].numel() * out.numel() // out.shape[-1]
 def _product_cost(args, out): return args[1].numel() * out.shape[-1]
@@ -177,7 +177,7 @@ def _value_cost(factor): return lambda args, out: factor * out.numel()
 
 COSTS = {torch.conv2d: _conv_cost, F.linear: _linear_cost, torch.baddbmm: _product_cost, F.batch_norm: _value_cost(2), F.group_norm: _value_cost(5), F.interpolate: _value_cost(1)}
 
-# %% ../nbs/10_bafenet.ipynb #035
+# %% ../nbs/10_bafenet.ipynb #039
 class Counting(TorchFunctionMode):
     """Context that adds up multiply-adds under the name of the running module: `cost`, a Counter."""
 
@@ -200,7 +200,7 @@ class Counting(TorchFunctionMode):
         for hook in self.hooks: hook.remove()
         return super().__exit__(*error)
 
-# %% ../nbs/10_bafenet.ipynb #038
+# %% ../nbs/10_bafenet.ipynb #042
 def _conv_norm(name, c_in, c_out, norm, k=1):
     """Names and shapes of a convolution without bias and a norm under it."""
     return {f"{name}.conv.weight": (c_out, c_in, k, k), f"{name}.{norm}.weight": (c_out,), f"{name}.{norm}.bias": (c_out,)}
@@ -208,7 +208,7 @@ def _conv_norm(name, c_in, c_out, norm, k=1):
 
 def _conv_bias(name, c_in, c_out, k): return {f"{name}.weight": (c_out, c_in, k, k), f"{name}.bias": (c_out,)}
 
-# %% ../nbs/10_bafenet.ipynb #039
+# %% ../nbs/10_bafenet.ipynb #043
 _LAYERS = {
     **_conv_bias("conv_spatial", 1, 256, 3), **_conv_bias("conv_squeeze", 2, 1, 3), **_conv_bias("conv_post", 256, 256, 1),
     **_conv_norm("conv_squeeze_tgt", 256, 128, "bn"), **_conv_norm("conv_squeeze_bg", 256, 128, "bn"),
@@ -218,7 +218,7 @@ _LAYERS = {
     **_conv_bias("convs_reg.1.layer.0", 128, 256, 3), "convs_reg.1.layer.1.weight": (256,), "convs_reg.1.layer.1.bias": (256,)}
 UNUSED = {"bbox_head." + name: shape for name, shape in _LAYERS.items()}
 
-# %% ../nbs/10_bafenet.ipynb #041
+# %% ../nbs/10_bafenet.ipynb #045
 NEVER_TRAINED = tuple(f"bbox_head.ChannelEx.attention_mask.{layer}.{kind}"
                       for layer in ("conv0", "conv_spatial", "conv1", "conv2", "conv_squeeze", "conv") for kind in ("weight", "bias"))
 
@@ -228,13 +228,13 @@ def unused(preset):
     preset = find_preset(preset)
     return UNUSED if preset.official and preset.head.sky else {}
 
-# %% ../nbs/10_bafenet.ipynb #044
+# %% ../nbs/10_bafenet.ipynb #048
 def _part(name):
     """The row of the table that a layer belongs to: backbone, neck, or a layer group of the head."""
     words = name.split(".")
     return ".".join(words[:2]) if words[0] == "bbox_head" else words[0]
 
-# %% ../nbs/10_bafenet.ipynb #045
+# %% ../nbs/10_bafenet.ipynb #049
 def count(preset, size=None):
     """(parameters, multiply_adds, table) of a preset for one image of size x size pixels (512, for an overview its own), counted as the paper counts.
 
@@ -253,7 +253,7 @@ def count(preset, size=None):
     for name, cost in counting.cost.items(): add(name, "multiply_adds", cost)
     return sum(r["parameters"] for r in table.values()), sum(r["multiply_adds"] for r in table.values()), table
 
-# %% ../nbs/10_bafenet.ipynb #071
+# %% ../nbs/10_bafenet.ipynb #060
 def infer_preset(names, path):
     """The paper preset whose parameter names these are; `path` is for the error."""
     names = set(names)
@@ -263,7 +263,7 @@ def infer_preset(names, path):
     if {"neck.fpn_convs.4.conv.weight", "bbox_head.conv_centerness.weight"} <= names and depth == "r50": return PRESETS["fcos-r50"]
     raise InputError(f"{path}: {len(names)} tensors but no head of BAFE-Net among them (bbox_head.ChannelEx): give a checkpoint of BAFE-Net")
 
-# %% ../nbs/10_bafenet.ipynb #073
+# %% ../nbs/10_bafenet.ipynb #062
 _UNUSED_LAYERS = {name.rsplit(".", 1)[0] for name in UNUSED}
 
 
@@ -279,20 +279,20 @@ def _fitted(preset, state, path):
     model.load_state_dict({k: state[k] for k in mine})
     return model, left_out
 
-# %% ../nbs/10_bafenet.ipynb #074
+# %% ../nbs/10_bafenet.ipynb #063
 def load_official(path):
     """BAFENet in eval mode, float32, from a checkpoint of the authors, either head; no pickled code is run. Raises InputError."""
     state = read_state(path)
     return _fitted(infer_preset(state, path), state, path)[0]
 
-# %% ../nbs/10_bafenet.ipynb #078
+# %% ../nbs/10_bafenet.ipynb #067
 def _halved(tensor):
     """float16 where no value overflows it, else unchanged."""
     if not tensor.is_floating_point(): return tensor
     half = tensor.half()
     return half if torch.isfinite(half).all() else tensor
 
-# %% ../nbs/10_bafenet.ipynb #079
+# %% ../nbs/10_bafenet.ipynb #068
 def save_weights(model, path, half=False):
     """Write a model's weights as safetensors with its preset and its reading (JSON) in the metadata; a reader never sees half a file.
 
@@ -309,7 +309,7 @@ def save_weights(model, path, half=False):
     finally:
         if part.exists(): part.unlink()
 
-# %% ../nbs/10_bafenet.ipynb #081
+# %% ../nbs/10_bafenet.ipynb #070
 def _tuples(value):
     """Lists of JSON as tuples, at any depth."""
     if isinstance(value, list): return tuple(_tuples(v) for v in value)
@@ -330,7 +330,7 @@ def _described(notes, path):
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(f"{path}: its preset cannot be read ({error}): give weights that this version of bafe wrote") from None
 
-# %% ../nbs/10_bafenet.ipynb #082
+# %% ../nbs/10_bafenet.ipynb #071
 def load_weights(path):
     """BAFENet in eval mode, float32, from a file of `save_weights`. Raises InputError for a missing, wrong or cut-off file."""
     try:
@@ -343,7 +343,7 @@ def load_weights(path):
     model.reading = reading
     return model
 
-# %% ../nbs/10_bafenet.ipynb #085
+# %% ../nbs/10_bafenet.ipynb #074
 def import_official(path, out):
     """Turn a checkpoint of the authors into safetensors at `out`; returns the sorted names left out, all of layers in UNUSED. Raises InputError."""
     state = read_state(path)
@@ -351,7 +351,7 @@ def import_official(path, out):
     save_weights(model, out)
     return left_out
 
-# %% ../nbs/10_bafenet.ipynb #088
+# %% ../nbs/10_bafenet.ipynb #077
 def _exchanged(head):
     """Swap the filters of a fine head's two towers where its learnable exchange swaps channels, and take the exchange out."""
     exchange = getattr(head, "ChannelEx", None)
@@ -361,7 +361,7 @@ def _exchanged(head):
         mine.data[moved], theirs.data[moved] = theirs.data[moved].clone(), mine.data[moved].clone()
     head.ChannelEx = NoExchange()
 
-# %% ../nbs/10_bafenet.ipynb #089
+# %% ../nbs/10_bafenet.ipynb #078
 def fold(model):
     """Copy of a model for inference, same function, fewer passes: batch norms folded into the convolutions before them, a fine head's learnable exchange into its filters."""
     model = copy.deepcopy(model).eval()

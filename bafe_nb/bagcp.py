@@ -118,20 +118,20 @@ def roll(bank, config, rng):
         out.append(Dice(ks, flips, gains, places[0], places[1:]))
     return out
 
-# %% ../nbs/05_bagcp.ipynb #024b
+# %% ../nbs/05_bagcp.ipynb #025
 def window_side(shapes, config):
     """Side in pixels of the square for targets of the given (h, w): `config.window`, wider where big targets need it."""
     room = sum((h + 2 * config.gap) * (w + 2 * config.gap) for h, w in shapes) / config.fill
     return max([config.window, math.ceil(math.sqrt(room))] + [max(h, w) for h, w in shapes])
 
-# %% ../nbs/05_bagcp.ipynb #025
+# %% ../nbs/05_bagcp.ipynb #026
 def beside(home, gap, h, w, u, v):
     """Upper left pixel (x, y) of an h x w patch `gap` free pixels off the half-open box `home`: u picks the side, v the place along it."""
     x1, y1, x2, y2 = home
     if u < 0.5: return (x2 + gap if u < 0.25 else x1 - gap - w), y1 - h - gap + int(v * (y2 - y1 + h + 2 * gap + 1))
     return x1 - w - gap + int(v * (x2 - x1 + w + 2 * gap + 1)), (y2 + gap if u < 0.75 else y1 - gap - h)
 
-# %% ../nbs/05_bagcp.ipynb #037
+# %% ../nbs/05_bagcp.ipynb #039
 class Placement(NamedTuple):
     """Add ceil(peak * profile) grey levels to the patch whose upper left pixel is (x, y)."""
     x: int
@@ -144,7 +144,7 @@ class Placement(NamedTuple):
         """x1, y1, x2, y2 in pixels, half-open."""
         return self.x, self.y, self.x + self.profile.shape[1], self.y + self.profile.shape[0]
 
-# %% ../nbs/05_bagcp.ipynb #038
+# %% ../nbs/05_bagcp.ipynb #040
 def _window(sample, side, where, windows, config):
     """(x, y, open?) of a square for a cluster: all sky and far from other targets where a try finds one, else round a sky pixel, else None."""
     (h, w), m = sample.image.shape, config.apart
@@ -158,7 +158,7 @@ def _window(sample, side, where, windows, config):
     y, x = divmod(int(spots[int(where[0][0] * len(spots))]), w)
     return x - side // 2, y - side // 2, False
 
-# %% ../nbs/05_bagcp.ipynb #039
+# %% ../nbs/05_bagcp.ipynb #041
 def _spread(pixels):
     """Standard deviation (float) of a uint8 array of any shape."""
     flat = pixels.astype(np.float32).ravel()
@@ -177,14 +177,14 @@ def _clear(sample, x, y, w, h, gap):
     if x < 0 or y < 0 or y + h > sample.image.shape[0] or x + w > sample.image.shape[1]: return False
     return bool(sample.sky[y:y + h, x:x + w].all()) and not sample.targets[max(y - gap, 0):y + h + gap, max(x - gap, 0):x + w + gap].any()
 
-# %% ../nbs/05_bagcp.ipynb #040
+# %% ../nbs/05_bagcp.ipynb #042
 def _meets(x, y, w, h, placed, gap):
     """True when the patch comes within `gap` pixels of a box in `placed`."""
     for x1, y1, x2, y2 in placed:
         if x < x2 + gap and x1 < x + w + gap and y < y2 + gap and y1 < y + h + gap: return True
     return False
 
-# %% ../nbs/05_bagcp.ipynb #041
+# %% ../nbs/05_bagcp.ipynb #043
 def _spot(sample, shape, peak, tries, window, need, placed, own, config):
     """(x, y, peak) of the first try where a target of `shape` (h, w) fits and shows, or None. need: grey levels, or None to measure them on the spot."""
     (h, w), (x0, y0, side) = shape, window
@@ -200,7 +200,7 @@ def _spot(sample, shape, peak, tries, window, need, placed, own, config):
         if level >= (config.visible * _sky_spread(sample, x, y, w, h) if need is None else need): return x, y, level
     return None
 
-# %% ../nbs/05_bagcp.ipynb #042
+# %% ../nbs/05_bagcp.ipynb #044
 def _cluster(sample, bank, dice, placed, windows, config):
     """Placements of one cluster; extends the lists `placed` and `windows`."""
     targets, plan, own = [bank.target(k) for k in dice.ks], [], []
@@ -217,7 +217,7 @@ def _cluster(sample, bank, dice, placed, windows, config):
         own.append(plan[-1].box); placed.append(own[-1])
     return plan
 
-# %% ../nbs/05_bagcp.ipynb #044
+# %% ../nbs/05_bagcp.ipynb #046
 def draw(sample, source, config, rng):
     """Decide what `paste` adds under the law 'profile': a list of `Placement`. Nothing is written."""
     bank, plan, placed, windows = bank_of(source), [], [], []
@@ -225,7 +225,7 @@ def draw(sample, source, config, rng):
     for dice in roll(bank, config, rng): plan += _cluster(sample, bank, dice, placed, windows, config)
     return plan
 
-# %% ../nbs/05_bagcp.ipynb #044b
+# %% ../nbs/05_bagcp.ipynb #047
 def render(sample, plan):
     """`sample` with the placements of `plan` added to copies of its image, target mask and boxes; pasted boxes come last, with real=False."""
     if not plan: return sample
@@ -238,14 +238,14 @@ def render(sample, plan):
         targets[y:y + h, x:x + w] |= added > 0
     return _extended(sample, image, targets, [p.box for p in plan], sample.boxes, sample.real)
 
-# %% ../nbs/05_bagcp.ipynb #045
+# %% ../nbs/05_bagcp.ipynb #048
 def _extended(sample, image, targets, pasted, boxes, real):
     """`sample` with new pixels and target mask, the old `boxes` and `real`, and after them the pasted boxes with real=False."""
     new = np.array(pasted, np.float32).reshape(-1, 4)
     return replace(sample, image=image, targets=targets, boxes=np.concatenate([boxes, new]).astype(np.float32, copy=False),
                    real=np.concatenate([real, np.zeros(len(new), bool)]))
 
-# %% ../nbs/05_bagcp.ipynb #050
+# %% ../nbs/05_bagcp.ipynb #053
 def _source(crop, config, size):
     """The authors' crop of a source, uint8 (h, w), for a destination of `size` = (height, width); None where whole-pixel corners empty it."""
     (H, W), f = crop.size, config.frame
@@ -265,12 +265,12 @@ def _sides(side, config, size):
     """Height and width in pixels of a window of `side` pixels of the squeezed frame."""
     return [max(round(side * n / config.frame), 1) if config.frame else side for n in size]
 
-# %% ../nbs/05_bagcp.ipynb #053
+# %% ../nbs/05_bagcp.ipynb #056
 def _fits(sample, taken, x, y, h, w, margin):
     """The authors' test: sky everywhere and no target within `margin`. On row or column 0 their slice starts at -1, is empty and finds nothing."""
     return not taken[y - margin:y + h + margin, x - margin:x + w + margin].any() and bool(sample.sky[y:y + h, x:x + w].all())
 
-# %% ../nbs/05_bagcp.ipynb #053b
+# %% ../nbs/05_bagcp.ipynb #057
 def _choose_sky(sample, taken, spots, config, rng):
     """The authors' window (x, y, height, width), all sky and free: 102 tries, then 3 pixels less, down to 10; None where nothing is found."""
     H, W = sample.image.shape
@@ -290,7 +290,7 @@ def _choose_point(sample, taken, spots, h, w, rng):
         if _fits(sample, taken, x, y, h, w, 1): break
     return x, y
 
-# %% ../nbs/05_bagcp.ipynb #054
+# %% ../nbs/05_bagcp.ipynb #058
 def _place(sample, taken, spots, window, h, w, config, rng):
     """Upper left pixel (x, y) of one patch by the authors' rules, or None where they would search for ever."""
     if not config.sky:
@@ -304,7 +304,7 @@ def _place(sample, taken, spots, window, h, w, config, rng):
         if _fits(sample, taken, x, y, h, w, 1): return x, y
     return _choose_point(sample, taken, spots, h, w, rng)
 
-# %% ../nbs/05_bagcp.ipynb #055
+# %% ../nbs/05_bagcp.ipynb #059
 def _draw_authors(sample, bank, config, rng):
     """The authors' draw, a list of (x, y, source uint8 (h, w)): some targets of one image, a new window for every five."""
     pool = np.flatnonzero(bank.image == bank.image[rng.integers(len(bank))])
@@ -322,7 +322,7 @@ def _draw_authors(sample, bank, config, rng):
         plan.append((x, y, src))
     return plan
 
-# %% ../nbs/05_bagcp.ipynb #057
+# %% ../nbs/05_bagcp.ipynb #061
 def _gauss_patch(dst, src, rng):
     """The authors' Gaussian paste: new grey levels float32 (h, w), at most 255 (NaN: 255), and the pixels (bool) above their threshold of 25/255."""
     lam, (sx, sy), (mx, my) = rng.uniform(0.5, 1), rng.uniform(0.3, 0.6, 2), -rng.uniform(0, 0.2, 2)
@@ -330,7 +330,7 @@ def _gauss_patch(dst, src, rng):
     value = dst + src * g
     return np.where(value < 255, value, 255).astype(np.float32), g * 255 > 25
 
-# %% ../nbs/05_bagcp.ipynb #057b
+# %% ../nbs/05_bagcp.ipynb #062
 def _render_authors(sample, plan, config, rng):
     """`sample` with the authors' patches: 'copy' or 'gaussian'. Labels and target mask are the whole patches."""
     image, targets, count, boxes = sample.image.astype(np.float32), sample.targets.copy(), np.zeros(sample.image.shape, np.float32), []
@@ -344,7 +344,7 @@ def _render_authors(sample, plan, config, rng):
     whole = (kept[:, 2] > kept[:, 0]) & (kept[:, 3] > kept[:, 1])
     return _extended(sample, (image / np.maximum(count, 1)).astype(np.uint8), targets, boxes, kept[whole], sample.real[whole])
 
-# %% ../nbs/05_bagcp.ipynb #058
+# %% ../nbs/05_bagcp.ipynb #063
 def paste(sample, source, config="default", rng=None):
     """Paste targets of `source` into `sample`: (new Sample, number pasted). Neither of the two is changed.
 
@@ -362,7 +362,7 @@ def paste(sample, source, config="default", rng=None):
     plan = _draw_authors(sample, bank, config, rng)
     return _render_authors(sample, plan, config, rng), len(plan)
 
-# %% ../nbs/05_bagcp.ipynb #064
+# %% ../nbs/05_bagcp.ipynb #069
 def check_contract(before, after, n):
     """Raise AssertionError unless `after` is `before` with n correctly pasted and labelled targets."""
     gain = after.image.astype(int) - before.image

@@ -129,7 +129,7 @@ def train_times(runs=3, preset="paper-r18", batch=2, size=512):
     rows = [row("train", names[0], times[names[0]], times_floor=float(np.median(times[names[0]]) / floor), **more), row("train", names[1], times[names[1]], **more)]
     return rows + [row("train", f"floor of the step at {rate / 1e9:.0f} G operations a second", np.array([floor]), **more)]
 
-# %% ../nbs/15_bench.ipynb #028
+# %% ../nbs/15_bench.ipynb #027
 def inference_times(runs=9, presets=("bafe-hr-nano", "bafe-hr", "paper-r18"), height=512, width=640):
     """Rows of milliseconds for `evaluation.predict` on one image of height x width pixels, norms folded, one thread."""
     image, candidates = crowded(size=max(height, width)).image[:height, :width], {}
@@ -142,10 +142,10 @@ def inference_times(runs=9, presets=("bafe-hr-nano", "bafe-hr", "paper-r18"), he
     torch.set_num_threads(threads)
     return [row("inference", name, t, threads=1) for name, t in times.items()]
 
-# %% ../nbs/15_bench.ipynb #022
+# %% ../nbs/15_bench.ipynb #030
 BENCHES = dict(bagcp=lambda runs=200: bagcp_times(runs), train=lambda runs=3: train_times(runs), inference=lambda runs=9: inference_times(runs))
 
-# %% ../nbs/15_bench.ipynb #031
+# %% ../nbs/15_bench.ipynb #032
 def speedrun(open_data, out, seed=0, epochs=10, preset="bafe-hr-nano", threads=2, device="auto", views=1, progress=True):
     """One row: seconds from opening the data to the final score, the scores, and the floor. open_data: function that returns (training set, test set); out: an empty folder."""
     start = time.perf_counter()

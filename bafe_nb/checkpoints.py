@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['DTYPES', 'REBUILD', 'Stub', 'Names', 'TensorUnpickler', 'read_checkpoint', 'read_state']
 
-# %% ../nbs/09d_checkpoints.ipynb #016c4005
+# %% ../nbs/09d_checkpoints.ipynb #002
 import pickle
 import zipfile
 from math import prod
@@ -12,7 +12,7 @@ import torch
 
 from .boxes import InputError
 
-# %% ../nbs/09d_checkpoints.ipynb #058
+# %% ../nbs/09d_checkpoints.ipynb #010
 class Stub:
     """Stands for every object a checkpoint names that is no tensor: takes any arguments, keeps nothing, does nothing."""
 
@@ -25,13 +25,13 @@ class Stub:
     def extend(self, items): pass
     def add(self, item): pass
 
-# %% ../nbs/09d_checkpoints.ipynb #059
+# %% ../nbs/09d_checkpoints.ipynb #011
 class Names(dict):
     """Stands for OrderedDict: keeps the items, drops attributes that a file would set on it."""
 
     def __setstate__(self, state): pass
 
-# %% ../nbs/09d_checkpoints.ipynb #061
+# %% ../nbs/09d_checkpoints.ipynb #013
 DTYPES = dict(FloatStorage=torch.float32, HalfStorage=torch.float16, DoubleStorage=torch.float64, BFloat16Storage=torch.bfloat16,
               LongStorage=torch.int64, IntStorage=torch.int32, ShortStorage=torch.int16, CharStorage=torch.int8,
               ByteStorage=torch.uint8, BoolStorage=torch.bool)
@@ -48,7 +48,7 @@ def _tensor(storage, offset, size, stride, *_):
 REBUILD = {("torch._utils", "_rebuild_tensor_v2"): _tensor, ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
            ("collections", "OrderedDict"): Names}
 
-# %% ../nbs/09d_checkpoints.ipynb #064
+# %% ../nbs/09d_checkpoints.ipynb #016
 class TensorUnpickler(pickle.Unpickler):
     """Unpickler that can make tensors and plain containers only; every other name becomes a Stub and is never imported.
 
@@ -70,7 +70,7 @@ class TensorUnpickler(pickle.Unpickler):
             self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         return self.storages[key]
 
-# %% ../nbs/09d_checkpoints.ipynb #066
+# %% ../nbs/09d_checkpoints.ipynb #018
 def _open_archive(archive, path):
     """Contents of a torch zip archive: tensors and plain containers."""
     names = archive.namelist()
@@ -84,7 +84,7 @@ def _open_archive(archive, path):
     with archive.open(pickled[0]) as file:
         return TensorUnpickler(file, lambda key: archive.read(f"{folder}data/{key}")).load()
 
-# %% ../nbs/09d_checkpoints.ipynb #067
+# %% ../nbs/09d_checkpoints.ipynb #019
 def read_checkpoint(path):
     """What a torch checkpoint holds, without running any code it carries: tensors, numbers, text, lists, dicts; a Stub for the rest.
 
@@ -99,7 +99,7 @@ def read_checkpoint(path):
     except Exception as error:
         raise InputError(f"{path}: damaged checkpoint ({type(error).__name__}: {str(error)[:80]}): get the file again") from None
 
-# %% ../nbs/09d_checkpoints.ipynb #070
+# %% ../nbs/09d_checkpoints.ipynb #022
 def read_state(path):
     """Name -> tensor of the weights in a checkpoint, with or without mmengine's wrapping; every float becomes float32. Raises InputError."""
     state = read_checkpoint(path)

@@ -98,14 +98,14 @@ def statistics(source, progress=True):
     row = {key: float(value) if isinstance(value, np.floating) else value for key, value in row.items()}
     return {key: None if value != value else value for key, value in row.items()}
 
-# %% ../nbs/02b_counting.ipynb #030
+# %% ../nbs/02b_counting.ipynb #031
 def published(name):
     """Published numbers, a list of rows of text, each with its source. name: 'datasets', 'detectors', 'adascope' or 'segmentation'."""
     kinds = ("datasets", "detectors", "adascope", "segmentation")
     if name not in kinds: raise InputError(f"no published table {name!r}: use one of {', '.join(kinds)}")
     return read_table(f"published_{name}")
 
-# %% ../nbs/02b_counting.ipynb #031
+# %% ../nbs/02b_counting.ipynb #032
 def dataset_table(recount=None):
     """Rows of the dataset comparison as published, and one more from `recount` (the result of `statistics`): source, dataset, images, targets, mean_area, distribution, sky."""
     rows = [dict(source=r["source"], dataset=r["dataset"], images=int(r["images"]), targets=int(r["targets"]), mean_area=float(r["mean_target_area"]),

@@ -200,7 +200,7 @@ SPLITS = ("trainval_v2", "train_v2", "val_v2", "test_v2")
 COUNTS = dict(images=1024, targets=13655, real=648, trainval_v2=768, train_v2=512, val_v2=256, test_v2=256)
 FOLDERS = ("PNGImages", "SIRST/BBox", "SIRST/PaletteMask", "SkySeg/PaletteMask")
 
-# %% ../nbs/02_densesirst.ipynb #036b
+# %% ../nbs/02_densesirst.ipynb #037
 def check_root(root):
     """`root` as a Path when it has DenseSIRST's folders; InputError naming what is missing otherwise."""
     root = Path(root)
@@ -211,7 +211,7 @@ def check_root(root):
             raise InputError(f"{root} has no folder {folder}: give {inner[0] if inner else 'a SIRSTdevkit folder'}")
     return root
 
-# %% ../nbs/02_densesirst.ipynb #037
+# %% ../nbs/02_densesirst.ipynb #038
 def find_root():
     """SIRSTdevkit folder that the variable BAFE_DATA names, else data/SIRSTdevkit here or one folder up, else None.
 
@@ -224,7 +224,7 @@ def find_root():
     if named: raise InputError(f"BAFE_DATA names {named}, which is no folder: correct it or unset it")
     return None
 
-# %% ../nbs/02_densesirst.ipynb #038
+# %% ../nbs/02_densesirst.ipynb #039
 def _split_file(root, split):
     """Path of a split file; v1 splits and unknown words are refused."""
     if str(split).endswith("_v1"):
@@ -233,7 +233,7 @@ def _split_file(root, split):
     if split not in known: raise InputError(f"split {split!r} is not in {root / 'Splits'}: use one of {', '.join(known) or '(none found)'}")
     return root / "Splits" / f"{split}.txt"
 
-# %% ../nbs/02_densesirst.ipynb #038b
+# %% ../nbs/02_densesirst.ipynb #040
 def names(root, split):
     """Image names of a split, in the file's order; `all` is trainval_v2 followed by test_v2. The last line may lack its newline."""
     root = check_root(root)
@@ -248,7 +248,7 @@ def names(root, split):
         seen.add(name)
     return found
 
-# %% ../nbs/02_densesirst.ipynb #041
+# %% ../nbs/02_densesirst.ipynb #043
 READINGS = dict(corrected=mend, file=lambda written, targets: written, paper=lambda written, targets: box.paper(written))
 
 
@@ -273,7 +273,7 @@ def load(root, name, boxes="corrected"):
     written = box.check(read_boxes(path), image.shape[1], image.shape[0], path)
     return Sample(name, image, READINGS[boxes](written, targets), sky, targets, real_flags(name, written))
 
-# %% ../nbs/02_densesirst.ipynb #044
+# %% ../nbs/02_densesirst.ipynb #046
 def _pack(sample):
     """Sample without masks, and its two masks as bits."""
     return dataclasses.replace(sample, sky=None, targets=None), np.packbits(sample.sky), np.packbits(sample.targets)
@@ -284,7 +284,7 @@ def _unpack(slim, *bits):
     sky, targets = (np.unpackbits(b, count=slim.image.size).view(bool).reshape(slim.size) for b in bits)
     return dataclasses.replace(slim, boxes=slim.boxes.copy(), sky=sky, targets=targets)
 
-# %% ../nbs/02_densesirst.ipynb #045
+# %% ../nbs/02_densesirst.ipynb #047
 class DenseSIRST:
     """The images of a split as a dataset: `len`, `[i] -> Sample`, `.names`, `.root`, `.split`, `.boxes` (which reading, see `load`).
 
@@ -303,7 +303,7 @@ class DenseSIRST:
         if name not in self._kept: self._kept[name] = _pack(load(self.root, name, self.boxes))
         return _unpack(*self._kept[name])
 
-# %% ../nbs/02_densesirst.ipynb #046bb
+# %% ../nbs/02_densesirst.ipynb #050
 def called(*datasets):
     """How the ledger calls what a run used, from one or several DenseSIRST: "DenseSIRST", how many images of it were at hand: "DenseSIRST, 40 + 32 images",
     or, where images are of other names, the folder's name: "own, 3 images"."""

@@ -65,7 +65,7 @@ def tiles(length, tile, halo):
     halo = -(-halo // 32) * 32
     return [(max(k - halo, 0), min(k + core + halo, length), k, min(k + core, length)) for k in range(0, length, core)]
 
-# %% ../nbs/12_evaluation.ipynb #016
+# %% ../nbs/12_evaluation.ipynb #017
 FINE_STRIDES = fine.FineMaps(classes=1, mask=1, sky=2, features=2, pixels=1)
 
 
@@ -86,7 +86,7 @@ def _joined(parts, axis):
     """Lists of maps put side by side (axis -1) or one below the other (axis -2)."""
     return [None if maps[0] is None else torch.cat(maps, axis) for maps in zip(*parts)]
 
-# %% ../nbs/12_evaluation.ipynb #017
+# %% ../nbs/12_evaluation.ipynb #018
 def _stitched(model, image, tile, halo):
     """Maps of a large image from overlapping tiles: of each tile only the middle is kept, so every location is kept once and decided once."""
     rows = []
@@ -99,7 +99,7 @@ def _stitched(model, image, tile, halo):
         rows.append(_joined(row, -1))
     return _like(maps, _joined(rows, -2))
 
-# %% ../nbs/12_evaluation.ipynb #019
+# %% ../nbs/12_evaluation.ipynb #020
 def _logits(maps, stride, size, height, width):
     """(sky, target) logits of the finest level, float32 (height, width), from maps of an image seen at `size` (h, w); None for what is not there."""
     if not maps.sky: return None, None
@@ -107,7 +107,7 @@ def _logits(maps, stride, size, height, width):
     if wide.shape[-2:] != (height, width): wide = F.interpolate(wide, (height, width), mode="bilinear", align_corners=False)
     return wide[0, 0], wide[0, 1] if wide.shape[1] > 1 else None
 
-# %% ../nbs/12_evaluation.ipynb #021
+# %% ../nbs/12_evaluation.ipynb #022
 def _fine_logits(maps):
     """(sky, target) logits, float32 (h, w), of FineMaps; sky is None without a sky branch."""
     (h, w), mask = maps.mask.shape[-2:], maps.mask[0, 0].float()
@@ -127,7 +127,7 @@ def _both(sky, overview, image):
     if overview is None: return sky
     return overview_logits(overview, image) + (0 if sky is None else sky)
 
-# %% ../nbs/12_evaluation.ipynb #023
+# %% ../nbs/12_evaluation.ipynb #024
 def weighed(detections, sky, weight):
     """Detections (n, 5) with the score s of each made s (1 - weight + weight p), by falling score; p: sigmoid of the sky logits (h, w), a tensor, at the box's centre."""
     if not weight or not len(detections): return detections
@@ -144,7 +144,7 @@ def over(mask, sky, weight, level):
     odds = level / (factor - level).clamp(min=0)                  # infinite where the factor alone is below the level
     return (mask > (odds * fine.RARE).log()).cpu().numpy()
 
-# %% ../nbs/12_evaluation.ipynb #027
+# %% ../nbs/12_evaluation.ipynb #028
 LARGE = 4_000_000   # pixels above which an image is cut into tiles without being asked
 TILE, HALO = 1024, 192     # pixels; a logit of bafe-hr-nano depends on 185 to each side
 
@@ -155,13 +155,13 @@ def found_boxes(model, boxes=None):
     if boxes not in ("paper", "corrected"): raise InputError(f"boxes={boxes!r}: use 'corrected' or 'paper'")
     return boxes
 
-# %% ../nbs/12_evaluation.ipynb #028
+# %% ../nbs/12_evaluation.ipynb #029
 def _seen(model, image, tile, halo):
     """Maps of an image at the size that the model sees, in one piece or from tiles."""
     if not model.preset.size and (tile or image.size > LARGE): return _stitched(model, image, tile or TILE, halo)
     return _maps(model, image)
 
-# %% ../nbs/12_evaluation.ipynb #029
+# %% ../nbs/12_evaluation.ipynb #030
 def _can_weigh(model, sky_weight, overview):
     """InputError unless somebody tells sky where it counts, and the overview is one."""
     if overview is not None and overview.preset.detects: raise InputError(f"{overview.preset.name} is no overview: give weights of the preset overview")
@@ -181,7 +181,7 @@ def _overview_prediction(model, image, reading, overview):
     if reading.sky_weight or overview is not None: raise InputError(f"{model.preset.name} finds no targets: leave sky_weight and overview out")
     return Prediction(np.zeros((0, 5), np.float32), (overview_logits(model, image) > 0).cpu().numpy(), None)
 
-# %% ../nbs/12_evaluation.ipynb #030
+# %% ../nbs/12_evaluation.ipynb #031
 @torch.inference_mode()
 def predict(model, image, reading=None, per_image=1000, tile=None, halo=HALO, boxes=None, likeliest=False, overview=None):
     """Prediction for one image, a Sample or uint8 (h, w), by a BAFENet in eval mode, read as `reading` (a Reading) says; None: as the model's own says.
@@ -205,7 +205,7 @@ def predict(model, image, reading=None, per_image=1000, tile=None, halo=HALO, bo
     if found_boxes(model, boxes) == "paper": d = box.clip(box.shift(d, 1, 1), width, height)
     return _told(image, d, *_logits(maps, strides[0], seen.shape, height, width), reading, overview, False)
 
-# %% ../nbs/12_evaluation.ipynb #031
+# %% ../nbs/12_evaluation.ipynb #033
 @torch.inference_mode()
 def sky_share(model, image, overview=None):
     """Probability of sky, float32 (h, w), for a grey image or Sample: by the sky branch of a model, with the overview's logits added if one is given, or by an overview itself."""
@@ -219,7 +219,7 @@ def sky_share(model, image, overview=None):
     sky = _both(sky, overview, image)
     return sky.sigmoid().cpu().numpy()
 
-# %% ../nbs/12_evaluation.ipynb #033
+# %% ../nbs/12_evaluation.ipynb #035
 class View(NamedTuple):
     """One of the eight ways to lay an image: x and y exchanged or not, then the axes in `turned` of (n, c, h, w) turned round. sides: which of the sides
     seen there are the image's l, t, r, b."""
@@ -245,7 +245,7 @@ class View(NamedTuple):
 VIEWS = (View(False, (), [0, 1, 2, 3]), View(False, (3,), [2, 1, 0, 3]), View(False, (2,), [0, 3, 2, 1]), View(False, (2, 3), [2, 3, 0, 1]),
          View(True, (), [1, 0, 3, 2]), View(True, (3,), [1, 2, 3, 0]), View(True, (2,), [3, 0, 1, 2]), View(True, (2, 3), [3, 2, 1, 0]))
 
-# %% ../nbs/12_evaluation.ipynb #034
+# %% ../nbs/12_evaluation.ipynb #036
 class Reflected:
     """Answers like a fine head for an image seen in the first VIEWS. `maps`: FineMaps with mean class and mask logits; its sky is the image's own. `sides`: mean log-probabilities."""
 
@@ -260,7 +260,7 @@ class Reflected:
             total = total + self.head.sides(seen, image, *view.at(row, column, *size))[:, view.sides].log_softmax(-1)
         return total / len(self.seen)
 
-# %% ../nbs/12_evaluation.ipynb #037
+# %% ../nbs/12_evaluation.ipynb #039
 def _looked(model, image, tile, halo, count):
     """(head, maps) of a model with a fine head after `count` looks at an image (h, w)."""
     if count == 1: return model.bbox_head, _seen(model, image, tile, halo)
@@ -275,7 +275,7 @@ def _fine_prediction(model, image, tile, halo, boxes, per_image, likeliest, read
     if boxes == "paper": d = box.clip(box.shift(d, 1, 1), image.shape[1], image.shape[0])
     return _told(image, d, *_fine_logits(maps), reading, overview, True)
 
-# %% ../nbs/12_evaluation.ipynb #045
+# %% ../nbs/12_evaluation.ipynb #048
 def _configured(weights, *keys):
     """An entry of the config.json beside a weights file, None where there is no such file or entry; InputError when it cannot be read."""
     path = Path(weights).with_name("config.json")
@@ -285,7 +285,7 @@ def _configured(weights, *keys):
     for key in keys: config = config.get(key) if isinstance(config, dict) else None      # a config.json of something else tells nothing
     return config
 
-# %% ../nbs/12_evaluation.ipynb #046
+# %% ../nbs/12_evaluation.ipynb #049
 def read_model(source, device="cpu"):
     """(model in eval mode, boxes) from a BAFENet, a .safetensors file or the folder of a run.
 
@@ -298,7 +298,7 @@ def read_model(source, device="cpu"):
     words = _configured(path, "schedule", "boxes")
     return bafenet.load_weights(path).to(device, memory_format=torch.channels_last).eval(), words
 
-# %% ../nbs/12_evaluation.ipynb #2cd8bad5
+# %% ../nbs/12_evaluation.ipynb #050
 def seed_of(source):
     """The seed of the run that wrote the weights at `source` (run folder or weights file), from config.json beside them; None where there is none."""
     return _configured(Path(source) / "x" if Path(source).is_dir() else Path(source), "seed")
@@ -309,7 +309,7 @@ def name_of(source, model):
     if isinstance(source, torch.nn.Module): return model.preset.name
     return model.preset.name + ", tuned" * bool(_configured(Path(source) / "x" if Path(source).is_dir() else Path(source), "start"))
 
-# %% ../nbs/12_evaluation.ipynb #056
+# %% ../nbs/12_evaluation.ipynb #062
 def predict_all(model, dataset, progress=True, **options):
     """Image name -> Prediction for all samples; options (reading and the like) go to `predict`. Returns the dictionary and the mean milliseconds an image, without reading it.
 
@@ -328,7 +328,7 @@ def predict_all(model, dataset, progress=True, **options):
     if not everything: raise InputError("the dataset is empty: name a split with images")
     return dict(everything[i] for i in sorted(everything)), 1000 * sum(spent) / len(everything)
 
-# %% ../nbs/12_evaluation.ipynb #057
+# %% ../nbs/12_evaluation.ipynb #063
 LOOKS = {1: "", 4: ", four reflections", 8: ", eight reflections"}
 
 
@@ -338,14 +338,14 @@ def in_words(reading, overview=None):
     words = LOOKS[r.views] + f", {r.guesses} guesses" * (r.guesses > 1) + f", from {r.least:g}" * (r.least != plain.least) + f", masks over {r.mask_level:g}" * (r.mask_level != plain.mask_level)
     return words + f", sky {r.sky_weight:g}" * (r.sky_weight > 0) + ", overview" * (overview is not None)
 
-# %% ../nbs/12_evaluation.ipynb #058
+# %% ../nbs/12_evaluation.ipynb #064
 def score(predictions, dataset, protocol="corrected", threshold=None):
     """The flat row of scores.evaluate for a dictionary of Predictions: detections, sky masks and target masks."""
     parts = {field: {name: getattr(p, field) for name, p in predictions.items()} for field in Prediction._fields}
     skies, masks = ({} if any(m is None for m in parts[f].values()) else parts[f] for f in ("sky", "mask"))
     return scores.evaluate(parts["detections"], dataset, protocol, threshold, skies or None, masks or None)
 
-# %% ../nbs/12_evaluation.ipynb #a32d542b
+# %% ../nbs/12_evaluation.ipynb #065
 def evaluate(source, dataset, protocol="corrected", threshold=None, progress=True, device="cpu", reading=None, overview=None):
     """(row, detections): scores of a model, weights file or run folder on a dataset, and image name -> detections (n, 5) in corrected pixels.
 
@@ -360,7 +360,7 @@ def evaluate(source, dataset, protocol="corrected", threshold=None, progress=Tru
     row = dict(preset=name_of(source, model) + in_words(reading or model.reading, overview)) | row | dict(ms_per_image=round(ms, 2))
     return row, {name: p.detections for name, p in predictions.items()}
 
-# %% ../nbs/12_evaluation.ipynb #067
+# %% ../nbs/12_evaluation.ipynb #074
 LEVELS = (1 / 6, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)      # shares of a target mask; the first is that of the plain reading
 
 

@@ -82,7 +82,7 @@ def window(sample, side, focus, rng, real=0.0):
         low, high = np.clip(centre - side + 1, 0, most), np.clip(centre, 0, most)
     return tuple(int(v) for v in rng.integers(low, high + 1))
 
-# %% ../nbs/10c_examples.ipynb #023
+# %% ../nbs/10c_examples.ipynb #024
 def arrange(sample, schedule, rng):
     """`sample` squeezed or cropped and flipped as `schedule` says, with draws from `rng`."""
     if schedule.part < 1: sample = some_part(sample, schedule.part, rng)
@@ -94,7 +94,7 @@ def arrange(sample, schedule, rng):
     if schedule.flips == "none": return sample
     return flip(sample, coins[0], *(coins[1:] if schedule.flips == "dihedral" else ()))
 
-# %% ../nbs/10c_examples.ipynb #025
+# %% ../nbs/10c_examples.ipynb #027
 def brighten(sample, schedule, rng):
     """`sample` with grey levels g * level + o, rounded and cut to 0-255; g and o drawn from `rng` within the schedule's `gain` and `offset`."""
     if not (schedule.gain or schedule.offset): return sample
@@ -102,7 +102,7 @@ def brighten(sample, schedule, rng):
     table = np.clip(np.rint(g * np.arange(256) + o), 0, 255).astype(np.uint8)
     return dataclasses.replace(sample, image=table[sample.image])
 
-# %% ../nbs/10c_examples.ipynb #028
+# %% ../nbs/10c_examples.ipynb #030
 def as_read(data, schedule):
     """The dataset, a DenseSIRST opened again where its label files are to be read otherwise (17 images differ by more than a shift of all boxes)."""
     if not isinstance(data, DenseSIRST) or data.boxes == schedule.boxes: return data
@@ -122,7 +122,7 @@ def target_source(data, i, schedule):
     ours = bagcp.PASTES[schedule.paste].law == "profile"
     return squeeze(sample, schedule.squeeze, schedule.means) if schedule.squeeze and ours else sample
 
-# %% ../nbs/10c_examples.ipynb #031
+# %% ../nbs/10c_examples.ipynb #033
 class Examples:
     """Training examples of a dataset: `[(epoch, k)]` -> Sample, squeezed or cropped, flipped and with pasted targets.
     Every draw comes from a generator seeded by (seed, epoch, k), so an example does not depend on order, workers or what was drawn before.
@@ -148,7 +148,7 @@ class Examples:
         if late: sample = dataclasses.replace(sample, boxes=box.shift(sample.boxes, -1, -1))
         return brighten(sample, s, rng)
 
-# %% ../nbs/10c_examples.ipynb #040
+# %% ../nbs/10c_examples.ipynb #042
 class Batch(NamedTuple):
     """images uint8 (n, h, w); boxes: n float32 tensors (m, 4); sky, targets bool (n, h, w); names: n texts; real: n bool tensors (m,), the targets not pasted."""
     images: torch.Tensor
@@ -165,7 +165,7 @@ def batch(samples):
     return Batch(stacked("image"), [torch.from_numpy(np.ascontiguousarray(s.boxes, np.float32)) for s in samples],
                  stacked("sky"), stacked("targets"), [s.name for s in samples], [torch.from_numpy(np.array(s.real, bool)) for s in samples])
 
-# %% ../nbs/10c_examples.ipynb #042
+# %% ../nbs/10c_examples.ipynb #044
 class Keys:
     """All batches from optimiser step `start` to the end as lists of keys (epoch, k): what a DataLoader takes as its batch sampler.
 
@@ -187,7 +187,7 @@ class Keys:
             for step in range(first, an_epoch):
                 yield [(epoch, int(k)) for k in order[step * s.batch:(step + 1) * s.batch]]
 
-# %% ../nbs/10c_examples.ipynb #043
+# %% ../nbs/10c_examples.ipynb #045
 def _alone(worker): cv2.setNumThreads(0)
 
 

@@ -125,7 +125,7 @@ class DilatedDepthwise(nn.Conv2d):
             out[..., i::3, j::3] = F.conv2d(x[..., i::3, j::3], self.weight, self.bias, padding=3, groups=self.groups)
         return out
 
-# %% ../nbs/07_exchange.ipynb #024
+# %% ../nbs/07_exchange.ipynb #025
 class LargeKernel(nn.Module):
     """Near and far surroundings of each location, mixed by two learnt maps of weights."""
 
@@ -147,7 +147,7 @@ class LargeKernel(nn.Module):
         weights = self.conv_squeeze(summary).sigmoid()
         return self.conv(near * weights[:, :1] + far * weights[:, 1:])
 
-# %% ../nbs/07_exchange.ipynb #025
+# %% ../nbs/07_exchange.ipynb #026
 class LargeKernelSelection(LargeKernel):
     """The authors' LSKModule: both branches through one large-kernel block. forward(sky, target) -> (sky, target), each (n, c, h, w)."""
 
@@ -162,7 +162,7 @@ class ChannelAttention(LargeKernel):
     def forward(self, x):
         return (x * self.attend(x)).mean((2, 3))
 
-# %% ../nbs/07_exchange.ipynb #030
+# %% ../nbs/07_exchange.ipynb #031
 def planes(index, channels):
     """Channel numbers (n, k) of each image as rows (n * k,) of the same maps seen as (n * channels, h, w)."""
     return (index + channels * torch.arange(len(index), device=index.device)[:, None]).flatten()
@@ -188,7 +188,7 @@ class ChannelMlp(nn.Module):
         x = F.relu(F.conv2d(x, self.fc1.weight[:, :, None, None], self.fc1.bias))
         return F.conv2d(x, self.fc2.weight[:, :, None, None], self.fc2.bias)
 
-# %% ../nbs/07_exchange.ipynb #031
+# %% ../nbs/07_exchange.ipynb #032
 class DynamicExchange(nn.Module):
     """The paper's exchange: in each image and branch, the k = int(p * channels) channels of largest attention go through an MLP k-64-k
     and are written over the channels picked in the *other* branch. forward(sky, target) -> (sky, target): float maps (n, channels, h, w).
@@ -213,7 +213,7 @@ class DynamicExchange(nn.Module):
         from_sky, from_target = self.mlp(take(sky, at_sky)), self.mlp(take(target, at_target))
         return put(sky, at_sky, from_target), put(target, at_target, from_sky)
 
-# %% ../nbs/07_exchange.ipynb #040
+# %% ../nbs/07_exchange.ipynb #041
 def gates(preference, k):
     """Straight-through gates for the k largest of `preference` (c,), 0 < k < c: soft in (0, 1) with a gradient, hard bool, both (c,).
 
@@ -223,7 +223,7 @@ def gates(preference, k):
     hard = torch.zeros_like(preference, dtype=torch.bool).index_fill(0, best.indices[:k], True)
     return torch.sigmoid(preference - best.values[k - 1:].mean()), hard
 
-# %% ../nbs/07_exchange.ipynb #041
+# %% ../nbs/07_exchange.ipynb #042
 class Swap(torch.autograd.Function):
     """Swaps the channels where `hard` (c,) is true; the gradient of `soft` (c,) is that of the mix soft * other + (1 - soft) * own."""
 
@@ -244,7 +244,7 @@ def swap(sky, target, soft, hard):
     """(sky, target) after the swap of `Swap`, maps (n, c, h, w)."""
     return Swap.apply(sky, target, soft, hard)
 
-# %% ../nbs/07_exchange.ipynb #043
+# %% ../nbs/07_exchange.ipynb #044
 class LearnableExchange(nn.Module):
     """ceil(p * channels) channels swap with their counterparts, chosen by one trained preference a channel (straight-through).
 
@@ -263,7 +263,7 @@ class LearnableExchange(nn.Module):
         if self.moved == self.channels: return target, sky
         return swap(sky, target, *gates(self.preference, self.moved))
 
-# %% ../nbs/07_exchange.ipynb #051
+# %% ../nbs/07_exchange.ipynb #052
 class NoExchange(nn.Module):
     """Each branch keeps its own channels: forward(sky, target) -> (sky, target), untouched."""
 

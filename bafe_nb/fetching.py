@@ -147,7 +147,7 @@ def verify(root, progress=True):
         except InputError as error: findings["unreadable"].append(str(error))
     return Report(counts | {"images": len(stems)}, findings)
 
-# %% ../nbs/02c_fetching.ipynb #026
+# %% ../nbs/02c_fetching.ipynb #028
 ADDRESS = "https://github.com/GrokCV/DenseSIRST"
 INSIDE = "data/SIRSTdevkit"
 FEW = 200
@@ -166,7 +166,7 @@ def _folder_reader(folder):
     base = _inner(folder)
     return lambda name, size: read_bytes(base / name) if (base / name).is_file() and (base / name).stat().st_size == size else None
 
-# %% ../nbs/02c_fetching.ipynb #029
+# %% ../nbs/02c_fetching.ipynb #031
 def _zip_reader(path, stack):
     """The same for a zip archive; the devkit may lie at any depth in it, its members are read and never unpacked."""
     try: archive = stack.enter_context(zipfile.ZipFile(path))
@@ -182,7 +182,7 @@ def _zip_reader(path, stack):
         except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError): return None
     return read
 
-# %% ../nbs/02c_fetching.ipynb #030
+# %% ../nbs/02c_fetching.ipynb #032
 def _git_reader(folder, stack):
     """The same for a git directory, bare or not, that has the pinned commit: one `git cat-file --batch` serves all files."""
     if shutil.which("git") is None: raise InputError(f"{folder} is a git directory, but git is not installed: install git or give a zip")
@@ -202,7 +202,7 @@ def _git_reader(folder, stack):
         return data if head[1] == b"blob" else None
     return read
 
-# %% ../nbs/02c_fetching.ipynb #032
+# %% ../nbs/02c_fetching.ipynb #034
 def _ask(address, start=0):
     """Open an address from byte `start` on; InputError in one line when that fails."""
     request = urllib.request.Request(address, headers={"User-Agent": "bafe_nb"} | ({"Range": f"bytes={start}-"} if start else {}))
@@ -213,7 +213,7 @@ def _ask(address, start=0):
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise InputError(f"{address} cannot be reached ({getattr(error, 'reason', error)}): go online, or give a folder, zip or git directory as source") from None
 
-# %% ../nbs/02c_fetching.ipynb #033
+# %% ../nbs/02c_fetching.ipynb #035
 def _copy(answer, out, address, start, limit, progress):
     """Write an answer's body to the open file `out`; InputError when it stops early or grows beyond `limit` bytes."""
     length = answer.headers.get("Content-Length")
@@ -225,7 +225,7 @@ def _copy(answer, out, address, start, limit, progress):
         except (OSError, http.client.HTTPException) as error: raise InputError(f"{address} stopped after {out.tell():,} bytes ({error!r}): run fetch again to go on") from None
     if length and out.tell() < start + int(length): raise InputError(f"{address} stopped after {out.tell():,} bytes: run fetch again to go on")
 
-# %% ../nbs/02c_fetching.ipynb #034
+# %% ../nbs/02c_fetching.ipynb #036
 def _download(address, path, limit, progress=True):
     """Download to `path` through `path`.part, going on where an earlier call stopped."""
     part = path.with_name(path.name + ".part")
@@ -237,7 +237,7 @@ def _download(address, path, limit, progress=True):
         with open(part, "ab" if start else "wb") as out: _copy(answer, out, address, start, limit, progress)
     os.replace(part, path)
 
-# %% ../nbs/02c_fetching.ipynb #036
+# %% ../nbs/02c_fetching.ipynb #038
 def _address_reader(base, wanted, dest, stack, progress):
     """Reader for an address laid out as GitHub's: few files from /raw/COMMIT/..., many from /archive/COMMIT.zip."""
     base = base.rstrip("/")
@@ -252,7 +252,7 @@ def _address_reader(base, wanted, dest, stack, progress):
     stack.callback(lambda: archive.unlink(missing_ok=True))
     return _zip_reader(archive, stack)
 
-# %% ../nbs/02c_fetching.ipynb #037
+# %% ../nbs/02c_fetching.ipynb #039
 def _reader(source, wanted, dest, stack, progress):
     """Function (relative path, size) -> bytes or None for any kind of source."""
     if source is None or str(source).startswith(("http://", "https://")):
@@ -263,7 +263,7 @@ def _reader(source, wanted, dest, stack, progress):
     bare = (source / "HEAD").is_file() and (source / "objects").is_dir()
     return _git_reader(source, stack) if bare or (source / ".git").exists() else _folder_reader(source)
 
-# %% ../nbs/02c_fetching.ipynb #038
+# %% ../nbs/02c_fetching.ipynb #041
 def _write(path, data):
     """Write a file so that it is either whole or not there."""
     part = path.with_name(f".{path.name}.part")
@@ -272,7 +272,7 @@ def _write(path, data):
         part.write_bytes(data); os.replace(part, path)
     except OSError as error: raise InputError(f"{path} cannot be written ({error.strerror}): free space or choose another folder, then run fetch again") from None
 
-# %% ../nbs/02c_fetching.ipynb #039
+# %% ../nbs/02c_fetching.ipynb #042
 @dataclass(frozen=True)
 class Fetched:
     """Outcome of `fetch`: present (files that were already right), fetched (files written now), wrong (files that the source lacks or has otherwise)."""
@@ -285,7 +285,7 @@ class Fetched:
         rest = f", {len(self.wrong):,} not to be had there: {', '.join(self.wrong[:3])}{', ...' if len(self.wrong) > 3 else ''}" if self.wrong else ""
         return f"{self.present:,} files present, {self.fetched:,} fetched{rest}"
 
-# %% ../nbs/02c_fetching.ipynb #040
+# %% ../nbs/02c_fetching.ipynb #043
 def fetch(dest, source=None, progress=True, wanted=None):
     """Bring the pinned DenseSIRST into the folder `dest` (a SIRSTdevkit), fetching only what is missing or wrong: Fetched.
 

@@ -95,7 +95,7 @@ def write(path, rows):
         file.flush(); os.fsync(file.fileno())
     os.replace(temporary, path)
 
-# %% ../nbs/14_ledger.ipynb #03ccb675
+# %% ../nbs/14_ledger.ipynb #014
 def append(path, row):
     """Add one row (dictionary) to the ledger at `path`, safe against other processes doing the same; returns the row."""
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def append(path, row):
         write(path, read(path) + [row])
     return row
 
-# %% ../nbs/14_ledger.ipynb #020
+# %% ../nbs/14_ledger.ipynb #021
 def summarise(rows, by, columns):
     """Group rows by the columns `by` (tuple of names) and return one row a group: the `by` values, `seeds` (count), and for each name in
     `columns` the mean under that name and the sample standard deviation under name + "_sd" (None for a single row). Rows without a column are

@@ -35,7 +35,7 @@ class BankTensors(NamedTuple):
     peaks: torch.Tensor
     pools: tuple
 
-# %% ../nbs/05c_pasting_in_batches.ipynb #010b
+# %% ../nbs/05c_pasting_in_batches.ipynb #011
 def bank_tensors(bank, device="cpu", largest=24):
     """The targets of a `TargetBank` that are at most `largest` pixels long, as `BankTensors`. InputError where none is left."""
     kept = [k for k in range(len(bank)) if bank.target(k)[0] is not None and max(bank.target(k)[0].shape) <= largest]
@@ -49,7 +49,7 @@ def bank_tensors(bank, device="cpu", largest=24):
     pools = tuple(p if len(p) else pools[1 - i] for i, p in enumerate(pools))
     return BankTensors(torch.from_numpy(profiles).to(device), torch.tensor(sizes, device=device), torch.tensor(peaks, device=device), pools)
 
-# %% ../nbs/05c_pasting_in_batches.ipynb #013
+# %% ../nbs/05c_pasting_in_batches.ipynb #014
 def _weighted(weights, shape, generator, device):
     """Indices int64 of `shape`, drawn with the given weights."""
     edges = torch.tensor(weights, dtype=torch.float32, device=device).cumsum(0)
@@ -60,7 +60,7 @@ def _first(good):
     """Index of the first True along the last axis, and whether there is one."""
     return good.int().argmax(-1), good.any(-1)
 
-# %% ../nbs/05c_pasting_in_batches.ipynb #013b
+# %% ../nbs/05c_pasting_in_batches.ipynb #015
 def _choose(bank, n, config, generator):
     """Targets of every member slot, big ones first: (k int64 (n, c, m), there bool (n, c, m))."""
     dev, c, m = bank.peaks.device, len(config.clusters) - 1, len(config.members) - 1
@@ -72,7 +72,7 @@ def _choose(bank, n, config, generator):
     order = (bank.sizes[k].add(4).prod(-1) * there).argsort(-1, descending=True)
     return k.gather(-1, order), there.gather(-1, order)
 
-# %% ../nbs/05c_pasting_in_batches.ipynb #016
+# %% ../nbs/05c_pasting_in_batches.ipynb #018
 def _sky_pixel(table, u):
     """A sky pixel (x, y) of every image, the u-th part of all in reading order; (-1, -1) where there is no sky. table: `_integral`; u: (n,)."""
     rows = table[:, :, -1].contiguous()
@@ -84,7 +84,7 @@ def _sky_pixel(table, u):
     none = rows[:, -1] == 0
     return torch.where(none, -1, x), torch.where(none, -1, y)
 
-# %% ../nbs/05c_pasting_in_batches.ipynb #017
+# %% ../nbs/05c_pasting_in_batches.ipynb #019
 def _windows(sky, targets, side, config, generator):
     """Upper left corners (x, y) int64 (n, c) of the windows of `side` (n, c), and whether each is open (all sky, far from targets and other windows)."""
     (n, c), (H, W), dev = side.shape, (sky.shape[1] - 1, sky.shape[2] - 1), side.device
@@ -101,7 +101,7 @@ def _windows(sky, targets, side, config, generator):
         done.append((torch.where(found, x[rows, at], px - half), torch.where(found, y[rows, at], py - half), s[:, 0], found))
     return tuple(torch.stack([d[j] for d in done], 1) for j in (0, 1, 3))
 
-# %% ../nbs/05c_pasting_in_batches.ipynb #020
+# %% ../nbs/05c_pasting_in_batches.ipynb #022
 def _propose(j, placed, there, h, w, window, config, generator):
     """Places (x, y) int64 (n, c, t) for member j: anywhere in the window, or beside a member of the same cluster; and which lie inside the window."""
     (x0, y0, side), t, dev = window, config.tries, h.device
@@ -118,7 +118,7 @@ def _propose(j, placed, there, h, w, window, config, generator):
         x, y = torch.where(count > 0, torch.where(u < 0.5, ax, bx), x), torch.where(count > 0, torch.where(u < 0.5, ay, by), y)
     return x, y, (x >= x0) & (y >= y0) & (x + w <= x0 + side) & (y + h <= y0 + side)
 
-# %% ../nbs/05c_pasting_in_batches.ipynb #020b
+# %% ../nbs/05c_pasting_in_batches.ipynb #023
 def _apart(x, y, w, h, boxes, there, gap):
     """True where the patch (n, ...) keeps more than `gap` pixels from all boxes (n, b, 4) of its image that are `there` (n, b)."""
     flat = [a.expand(x.shape).flatten(1)[..., None] for a in (x, y, w, h)]
@@ -126,7 +126,7 @@ def _apart(x, y, w, h, boxes, there, gap):
     hit = (flat[0] < x2 + gap) & (x1 < flat[0] + flat[2] + gap) & (flat[1] < y2 + gap) & (y1 < flat[1] + flat[3] + gap) & there[:, None]
     return ~hit.any(-1).view(x.shape)
 
-# %% ../nbs/05c_pasting_in_batches.ipynb #021
+# %% ../nbs/05c_pasting_in_batches.ipynb #024
 def _gather(images, x, y, size):
     """Square patches (n, ..., size, size) with upper left corners x, y (n, ...), and which of their pixels lie in the image."""
     n, H, W = images.shape
@@ -135,7 +135,7 @@ def _gather(images, x, y, size):
     inside = (rows >= 0) & (rows < H) & (cols >= 0) & (cols < W)
     return images[torch.arange(n, device=x.device).view(lead), rows.clamp(0, H - 1), cols.clamp(0, W - 1)], inside
 
-# %% ../nbs/05c_pasting_in_batches.ipynb #021b
+# %% ../nbs/05c_pasting_in_batches.ipynb #025
 def _levels(images, sky, x, y, w, h, peak, largest, need, config):
     """Peak (n, c, t) that a target adds at each place, 0 where it would not be seen. need: (n, c) grey levels, negative: measure on the spot."""
     pixels, inside = _gather(images, x - 2, y - 2, largest + 4)
@@ -150,7 +150,7 @@ def _levels(images, sky, x, y, w, h, peak, largest, need, config):
     wanted = torch.where(need[..., None] < 0, local, need[..., None])
     return torch.where((level >= config.least) & (level >= wanted), level, 0)
 
-# %% ../nbs/05c_pasting_in_batches.ipynb #023
+# %% ../nbs/05c_pasting_in_batches.ipynb #027
 def _need(images, window, is_open, config, grid=16):
     """Grey levels that a target must add in each open window (n, c): `visible` standard deviations over a grid of its pixels; -1 in the others."""
     x0, y0, side = window
@@ -160,7 +160,7 @@ def _need(images, window, is_open, config, grid=16):
     pixels = images[torch.arange(len(images), device=x0.device)[:, None, None, None], rows, cols].float()
     return torch.where(is_open, config.visible * pixels.flatten(2).std(-1, unbiased=False), -1.0)
 
-# %% ../nbs/05c_pasting_in_batches.ipynb #024
+# %% ../nbs/05c_pasting_in_batches.ipynb #028
 def _member(j, state, k, there, batch, bank, window, need, config, generator):
     """Place member j of every cluster; fills `placed`, `level` and `done` of `state` in place."""
     (images, skies, sky, targets), (placed, level, done) = batch, state
@@ -178,7 +178,7 @@ def _member(j, state, k, there, batch, bank, window, need, config, generator):
         ok[:, c] &= _apart(x[:, c, None], y[:, c, None], w[:, c, None], h[:, c, None], here, ok[:, :c], g)[:, 0]
     placed[:, :, j], level[:, :, j], done[:, :, j] = torch.stack([x, y, x + w, y + h], -1), lv, ok
 
-# %% ../nbs/05c_pasting_in_batches.ipynb #026
+# %% ../nbs/05c_pasting_in_batches.ipynb #030
 def _add(images, targets, k, placed, level, done, bank, generator):
     """Images and target masks with all placed profiles added, each flipped at random; (n, s) slots."""
     n, p, dev = len(images), bank.profiles.shape[-1], images.device
@@ -194,7 +194,7 @@ def _add(images, targets, k, placed, level, done, bank, generator):
     gain = torch.zeros(images.numel(), dtype=torch.int32, device=dev).index_add_(0, at.flatten(), added.flatten()).view_as(images)
     return (images + gain).to(torch.uint8), targets | (gain > 0)
 
-# %% ../nbs/05c_pasting_in_batches.ipynb #027
+# %% ../nbs/05c_pasting_in_batches.ipynb #031
 def paste_batch(images, skies, targets, bank, config="default", generator=None):
     """`paste` by the law 'profile' for a batch: (images, targets, list of n float32 (m, 4) pasted boxes). Nothing that comes in is changed.
 

@@ -33,7 +33,7 @@ def peak_contrast(image, boxes, targets, margin=3):
         out.append(float(image[y1:y2, x1:x2].max()) - float(around[ring].mean() if ring.any() else around.mean()))
     return np.array(out)
 
-# %% ../nbs/05b_realism.ipynb #023b
+# %% ../nbs/05b_realism.ipynb #024
 def appearance(pairs):
     """Six samples of numbers from (sample, bool (n,) which of its boxes to look at): width, height, area, contrast, neighbour, cluster."""
     rows = {k: [np.zeros(0)] for k in ("width", "height", "area", "contrast", "neighbour", "cluster")}
@@ -44,7 +44,7 @@ def appearance(pairs):
         for k, v in zip(rows, values): rows[k].append(v)
     return {k: np.concatenate(v) for k, v in rows.items()}
 
-# %% ../nbs/05b_realism.ipynb #026
+# %% ../nbs/05b_realism.ipynb #027
 LINES = (("width", "real"), ("height", "real"), ("area", "real"), ("contrast", "real"), ("width", "pasted"), ("height", "pasted"), ("area", "pasted"),
          ("contrast", "pasted"), ("neighbour", "pasted"), ("cluster", "pasted"))   # what is compared, and with which targets of the dataset
 

@@ -159,7 +159,7 @@ def levelled(matrices, rounds=5):
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
 
-# %% ../nbs/10b_schedules.ipynb #c4889e5f
+# %% ../nbs/10b_schedules.ipynb #030
 def _exact(muon):
     """pytorch-optimizer's class Muon, its products in float32 where there is no GPU: it computes in bfloat16, which a CPU emulates an order of magnitude slower."""
     class Muon(muon):
@@ -169,7 +169,7 @@ def _exact(muon):
             return list(levelled(torch.stack([u.reshape(len(u), -1) for u in updates])))
     return Muon
 
-# %% ../nbs/10b_schedules.ipynb #035
+# %% ../nbs/10b_schedules.ipynb #037
 OUTER = ("backbone.stem.", "bbox_head.conv_", "bbox_head.box.5.")      # the first layer, and those that give out maps and sides
 BOX_RATE = 2.5                                                         # the box branch learns faster than the filters
 

@@ -41,7 +41,7 @@ def _cut(sample, box, margin=2):
     view = np.s_[b:y2 + margin, a:x2 + margin]
     return Crop(sample.image[view].copy(), sample.targets[view].copy(), (x1 - a, y1 - b, x2 - a, y2 - b), tuple(box), (a, b), (h, w))
 
-# %% ../nbs/04b_target_bank.ipynb #008b
+# %% ../nbs/04b_target_bank.ipynb #009
 def _profile(crop):
     """(profile float32 (h, w), peak contrast in whole grey levels); (None, 0) for a single pixel or a target that does not rise."""
     x1, y1, x2, y2 = crop.box
@@ -55,7 +55,7 @@ def _profile(crop):
     if peak < 1: return None, 0
     return np.maximum(excess / np.float32(peak), np.float32(CORE)) * inside, int(round(peak))
 
-# %% ../nbs/04b_target_bank.ipynb #014
+# %% ../nbs/04b_target_bank.ipynb #015
 LARGER, LONGER, FLAT, WIDEST = (0.9, 1.6), (1.0, 2.5), 0.3, 23     # factors on size and length; share with a flat top; pixels of the largest patch
 
 
@@ -72,14 +72,14 @@ def warped(profile, larger, longer, angle, shift=(0, 0)):
     rows, columns = np.flatnonzero(p.any(1)), np.flatnonzero(p.any(0))
     return np.ascontiguousarray(p[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1])
 
-# %% ../nbs/04b_target_bank.ipynb #015
+# %% ../nbs/04b_target_bank.ipynb #016
 def stretched(profile, rng):
     """Profile float32 (h, w) turned, enlarged, drawn out and perhaps flattened, by draws from `rng`: float32 (h', w')."""
     larger, longer = (math.exp(rng.uniform(*np.log(limits))) for limits in (LARGER, LONGER))
     p = warped(profile, larger, longer, rng.uniform(0, math.pi), rng.uniform(-0.5, 0.5, 2))
     return p if rng.random() >= FLAT else (np.tanh(3 * p) / math.tanh(3)).astype(np.float32)
 
-# %% ../nbs/04b_target_bank.ipynb #018
+# %% ../nbs/04b_target_bank.ipynb #019
 class TargetBank:
     """The targets of a sequence of Samples, ready to be pasted. stretch: share of them that is `stretched` first, as `seed` decides.
 
@@ -105,7 +105,7 @@ class TargetBank:
             self._targets[k] = (stretched(profile, rng) if profile is not None and rng.random() < self.stretch else profile), peak
         return self._targets[k]
 
-# %% ../nbs/04b_target_bank.ipynb #019
+# %% ../nbs/04b_target_bank.ipynb #020
 _BANKS = weakref.WeakKeyDictionary()   # the bank of a Sample lives as long as the Sample
 
 
@@ -117,7 +117,7 @@ def bank_of(source):
     if source not in _BANKS: _BANKS[source] = TargetBank([source])
     return _BANKS[source]
 
-# %% ../nbs/04b_target_bank.ipynb #024
+# %% ../nbs/04b_target_bank.ipynb #025
 def _distances(boxes):
     """Distances between box centres: float64 (n, n), infinite on the diagonal."""
     centre = (boxes[:, :2] + boxes[:, 2:]).astype(np.float64) / 2
@@ -130,7 +130,7 @@ def neighbour_distance(boxes):
     """Distance in pixels from each box centre to the nearest other one: (n,); empty for fewer than two boxes."""
     return _distances(boxes).min(1) if len(boxes) > 1 else np.zeros(0)
 
-# %% ../nbs/04b_target_bank.ipynb #024b
+# %% ../nbs/04b_target_bank.ipynb #026
 def cluster_sizes(boxes, link=15):
     """Members of each cluster, int (clusters,): a chain of centres no more than `link` pixels apart joins two boxes."""
     label, near = np.arange(len(boxes)), _distances(boxes) <= link if len(boxes) else None

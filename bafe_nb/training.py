@@ -92,7 +92,7 @@ def _fingerprint(config):
     try: return hashlib.sha256(_weights(config).read_bytes()).hexdigest()[:8]
     except OSError as error: raise InputError(f"{config.start}: no weights to start from ({error.strerror}): give a .safetensors file or the folder of a finished run") from None
 
-# %% ../nbs/11_training.ipynb #1708d540
+# %% ../nbs/11_training.ipynb #014
 def started(config):
     """The model, in eval mode, whose weights a run begins from; InputError for another network than the configuration's."""
     model = bafenet.load_weights(_weights(config))
@@ -100,7 +100,7 @@ def started(config):
     if dataclasses.replace(theirs, name=mine.name) != mine: raise InputError(f"{config.start} holds {theirs.name}, another network than {mine.name}: train {theirs.name}, or start without weights")
     return model
 
-# %% ../nbs/11_training.ipynb #014
+# %% ../nbs/11_training.ipynb #016
 def description(config, data):
     """What decides the outcome of a run, as plain data for config.json: preset, schedule, seed, precision, start weights and the images."""
     names = "\n".join(map(str, getattr(data, "names", range(len(data)))))
@@ -108,7 +108,7 @@ def description(config, data):
         preset=dataclasses.asdict(config.preset), schedule=dataclasses.asdict(config.schedule), seed=config.seed, precision=_precision(config),
         imagenet=config.imagenet, start=_fingerprint(config), images=len(data), names=hashlib.sha256(names.encode()).hexdigest()[:16])))
 
-# %% ../nbs/11_training.ipynb #575a6127
+# %% ../nbs/11_training.ipynb #017
 def _completed(before):
     """A configuration as it was written, with the defaults of the fields that did not exist then."""
     fields = {f.name: f.default for f in dataclasses.fields(Schedule) if f.default is not dataclasses.MISSING}
@@ -125,7 +125,7 @@ def _difference(a, b, where=""):
         if found: return found
     return None
 
-# %% ../nbs/11_training.ipynb #015
+# %% ../nbs/11_training.ipynb #019
 def device_of(config):
     """The torch device of a configuration: 'auto' is a GPU where there is one."""
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -143,7 +143,7 @@ def _precision(config):
     if config.precision != "auto": return config.precision
     return "bf16" if device_of(config).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
 
-# %% ../nbs/11_training.ipynb #018
+# %% ../nbs/11_training.ipynb #022
 def write_whole(path, data):
     """Write bytes to `path` so that a reader, or the next run after a kill or a full disk, sees the old file or the new one and never a part."""
     path = Path(path)
@@ -160,7 +160,7 @@ def write_whole(path, data):
         with contextlib.suppress(OSError): part.unlink()
         raise InputError(f"{path} cannot be written ({error.strerror}): free some space or choose another folder; what was there is intact") from None
 
-# %% ../nbs/11_training.ipynb #021
+# %% ../nbs/11_training.ipynb #025
 class Average:
     """Exponential moving average of a model's weights and running statistics: a = d * a + (1 - d) * w, with d rising to `decay` over the first steps."""
     def __init__(self, model, decay):
@@ -174,14 +174,14 @@ class Average:
             if mine.is_floating_point(): mine.lerp_(theirs, 1 - d)
             else: mine.copy_(theirs)
 
-# %% ../nbs/11_training.ipynb #024
+# %% ../nbs/11_training.ipynb #028
 def _take_gpu():
     """Make the GPU of this process's number on its machine the current one; InputError when there is none for it."""
     mine, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if mine >= there: raise InputError(f"{os.environ['LOCAL_WORLD_SIZE']} processes on a machine with {there} GPUs: use --nproc-per-node {there}")
     torch.cuda.set_device(mine)
 
-# %% ../nbs/11_training.ipynb #e187d0ec
+# %% ../nbs/11_training.ipynb #029
 @contextlib.contextmanager
 def together(config):
     """Join the processes that torchrun started while a `with` lasts: gloo on CPUs, NCCL on GPUs. Nothing happens without torchrun, or when they are joined.
@@ -195,7 +195,7 @@ def together(config):
     try: yield
     finally: distributed.destroy_process_group()
 
-# %% ../nbs/11_training.ipynb #026
+# %% ../nbs/11_training.ipynb #031
 def by_first(act):
     """What `act()` returns in the first process, in every process; its InputError is raised in every process."""
     rank, count = processes()
@@ -215,7 +215,7 @@ def gathered(x):
     if len(parts) > 1: distributed.all_gather_object(parts, x)
     return parts
 
-# %% ../nbs/11_training.ipynb #028
+# %% ../nbs/11_training.ipynb #033
 class LossModule(torch.nn.Module):
     """A model and its losses as one module: Batch -> dictionary of losses, as `loss_of` gives them."""
     def __init__(self, model, forward, bf16, real_weight):
@@ -224,7 +224,7 @@ class LossModule(torch.nn.Module):
 
     def forward(self, batch): return self.call(batch)
 
-# %% ../nbs/11_training.ipynb #ad98c259
+# %% ../nbs/11_training.ipynb #034
 def _parallel(module):
     """A LossModule, wrapped in DistributedDataParallel where several processes work together."""
     if processes()[1] == 1: return module
@@ -238,7 +238,7 @@ def _synchronised(model, device):
     if processes()[1] == 1 or device.type == "cpu" or model.preset.norm == "frozen": return model
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
-# %% ../nbs/11_training.ipynb #029
+# %% ../nbs/11_training.ipynb #036
 def _divisible(schedule, images):
     """InputError when the last batch of an epoch leaves a process without an example."""
     n, count = images * schedule.repeats, processes()[1]
@@ -248,12 +248,12 @@ def _divisible(schedule, images):
     mend = f"use a batch of {better}" if better else "use fewer processes"
     raise InputError(f"the last batch of an epoch has {least(schedule.batch)} of {n} examples for {count} processes: {mend}")
 
-# %% ../nbs/11_training.ipynb #031
+# %% ../nbs/11_training.ipynb #038
 def memory_order(device):
     """torch.memory_format of maps and weights while training on a torch.device."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
-# %% ../nbs/11_training.ipynb #032
+# %% ../nbs/11_training.ipynb #039
 class Run:
     """Everything that changes while a model is trained: weights, optimiser, averaged weights, position, losses, seconds."""
     def __init__(self, config, examples):
@@ -276,7 +276,7 @@ class Run:
         """The model that is handed over: the averaged one where the schedule averages."""
         return self.average.model if self.average else self.model
 
-# %% ../nbs/11_training.ipynb #033
+# %% ../nbs/11_training.ipynb #040
 def _state(run):
     """A run as plain tensors, numbers and dictionaries."""
     cuda = torch.cuda.get_rng_state_all() if run.device.type == "cuda" else []
@@ -293,7 +293,7 @@ def save(run, folder):
     write_whole(place / f"{run.step:08d}.pt", memory.getbuffer())
     for old in sorted(place.glob("*.pt"))[:-2]: old.unlink(missing_ok=True)
 
-# %% ../nbs/11_training.ipynb #034
+# %% ../nbs/11_training.ipynb #041
 def _newest(folder):
     """Content of the newest checkpoint that can be read, or None when there is none at all; InputError when all are damaged."""
     found = sorted((Path(folder) / "checkpoints").glob("*.pt"), reverse=True)
@@ -304,7 +304,7 @@ def _newest(folder):
     if found: raise InputError(f"{found[0].parent}: none of {len(found)} checkpoints can be read: start again in another folder")
     return None
 
-# %% ../nbs/11_training.ipynb #d968d527
+# %% ../nbs/11_training.ipynb #042
 def restore(run, folder):
     """Put `run` back to the newest checkpoint under `folder`, bit for bit on the same machine; False when there is none. Only the first process reads."""
     state = by_first(lambda: _newest(folder))
@@ -317,13 +317,13 @@ def restore(run, folder):
     if run.device.type == "cuda" and state["random_cuda"]: torch.cuda.set_rng_state_all(state["random_cuda"])
     return True
 
-# %% ../nbs/11_training.ipynb #036
+# %% ../nbs/11_training.ipynb #044
 def _draw_apart(run):
     """Give torch's generator a state that belongs to this seed, step and process where several work together, else leave it: two processes must not drop the same units."""
     rank, count = processes()
     if count > 1: torch.manual_seed(int(np.random.SeedSequence((3, run.config.seed, run.step, rank)).generate_state(1)[0]))
 
-# %% ../nbs/11_training.ipynb #037
+# %% ../nbs/11_training.ipynb #045
 def loss_of(model, batch, forward=None, bf16=False, real_weight=1.0):
     """Dictionary of losses (class, box, centerness, sky, perhaps mask, total: 0-d tensors) of `model` on a Batch; forward may be the compiled model."""
     device = next(model.parameters()).device
@@ -336,7 +336,7 @@ def loss_of(model, batch, forward=None, bf16=False, real_weight=1.0):
     maps = type(maps)(*([m.float() for m in level] for level in maps))
     return losses.compute(maps, batch.boxes, batch.sky.to(device), head, batch.targets.to(device) if head.target_mask else None)
 
-# %% ../nbs/11_training.ipynb #038
+# %% ../nbs/11_training.ipynb #046
 def advance(run, batch):
     """One optimiser step; the losses are kept on the device until `collect`. Returns nothing."""
     s = run.config.schedule
@@ -352,7 +352,7 @@ def advance(run, batch):
     run.waiting.append((run.step, rate, batch.names, {k: v.detach() for k, v in parts.items()}))
     run.step += 1
 
-# %% ../nbs/11_training.ipynb #040
+# %% ../nbs/11_training.ipynb #048
 def _table(rows):
     """Rows (dictionaries of numbers) as the text of a CSV file, every digit kept."""
     text = io.StringIO()
@@ -360,7 +360,7 @@ def _table(rows):
     writer.writeheader(); writer.writerows(rows)
     return text.getvalue()
 
-# %% ../nbs/11_training.ipynb #041
+# %% ../nbs/11_training.ipynb #049
 def _kept(folder):
     """Words about the last good checkpoint of a run."""
     found = sorted((Path(folder) / "checkpoints").glob("*.pt"))
@@ -372,7 +372,7 @@ def _names(run, step, mine):
     if processes()[1] == 1: return mine
     return [run.examples.data[k % len(run.examples.data)].name for _, k in next(Keys(run.examples, step).whole())]
 
-# %% ../nbs/11_training.ipynb #042
+# %% ../nbs/11_training.ipynb #050
 def collect(run, folder):
     """Bring the losses of the last steps over, check them, put them into the history; returns the new rows. InputError names the first step whose loss is no finite number."""
     fresh = []
@@ -387,7 +387,7 @@ def collect(run, folder):
     run.history += fresh
     return fresh
 
-# %% ../nbs/11_training.ipynb #043
+# %% ../nbs/11_training.ipynb #052
 def _agree(out, now, resume):
     """Whether the folder `out` already holds this run; InputError when it may not go on, or holds another."""
     path = out / "config.json"
@@ -399,7 +399,7 @@ def _agree(out, now, resume):
     if changed: raise InputError(f"{out} holds another run: {changed}; resume with the configuration it began with, or choose another folder")
     return True
 
-# %% ../nbs/11_training.ipynb #044
+# %% ../nbs/11_training.ipynb #053
 def begin(config, data, out, resume=False):
     """A Run in folder `out`: new, or put back to its newest checkpoint. config.json is written once data and first weights could be read, so that
     a run that cannot begin leaves no folder behind.
@@ -419,7 +419,7 @@ def begin(config, data, out, resume=False):
     by_first(lambda: write_whole(out / "losses.csv", _table(run.history).encode()))
     return run
 
-# %% ../nbs/11_training.ipynb #045
+# %% ../nbs/11_training.ipynb #055
 def _add(path, table, first):
     """Add a table to the CSV file at `path`, with its header when it is the first."""
     try:
@@ -435,7 +435,7 @@ def _tell(run, folder, bar):
     bar.update(len(fresh))
     bar.set_postfix(loss=f"{fresh[-1]['total']:.3f}", lr=f"{fresh[-1]['lr']:.1e}", refresh=False)
 
-# %% ../nbs/11_training.ipynb #047
+# %% ../nbs/11_training.ipynb #057
 def _no_memory(error):
     """Whether an error says that memory is short: on a GPU, in numpy, or on a CPU in PyTorch."""
     words = ("can't allocate memory", "not enough memory", "bad_alloc", "could not create a primitive")   # the last is oneDNN's
@@ -454,7 +454,7 @@ def _fitting(run, batch):
         fits, size = size, 2 * size
     return fits
 
-# %% ../nbs/11_training.ipynb #048
+# %% ../nbs/11_training.ipynb #058
 def _attempt(run, batch, folder):
     """`advance`, or an InputError that names the batch size that fits when memory is short (tried out when there is one process)."""
     size, short = run.config.schedule.batch, False
@@ -467,7 +467,7 @@ def _attempt(run, batch, folder):
     mend = "use a smaller crop, not even one image fits" if fits == 0 else f"a batch of {fits} fits" if fits else f"use a batch of {size // 2} or more processes"
     raise InputError(f"out of memory at step {run.step} with batch {size}: {mend}; {_kept(folder)}")
 
-# %% ../nbs/11_training.ipynb #049
+# %% ../nbs/11_training.ipynb #060
 @contextlib.contextmanager
 def _accidents(run):
     """Turn what can happen to a run from outside into one line: a loader or another process that dies, bad input met by a loader process."""
@@ -481,7 +481,7 @@ def _accidents(run):
         with contextlib.suppress(RuntimeError): time.sleep(0.3)   # torch announces a death twice: by a broken pipe and by a signal
         raise InputError(f"a loader process died at step {run.step}: resume the run, with fewer workers or 0") from None
 
-# %% ../nbs/11_training.ipynb #050
+# %% ../nbs/11_training.ipynb #062
 def _loop(run, out, bar, each_epoch):
     """All remaining steps, with losses; the first process writes checkpoints and is told the end of each epoch."""
     config, often, writes = run.config, 1 if run.device.type == "cpu" else 50, processes()[0] == 0
@@ -497,7 +497,7 @@ def _loop(run, out, bar, each_epoch):
             save(run, out); saved = time.monotonic()
         if ends and each_epoch: each_epoch(run.final, run.step // run.an_epoch)
 
-# %% ../nbs/11_training.ipynb #051
+# %% ../nbs/11_training.ipynb #064
 def _row(run):
     """One flat row about a finished run."""
     last = run.history[-run.an_epoch:]
@@ -514,7 +514,7 @@ def _device_name(device):
     """'cpu', or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
-# %% ../nbs/11_training.ipynb #052
+# %% ../nbs/11_training.ipynb #065
 def train(config, data, out, resume=False, progress=True, each_epoch=None):
     """Train a model and return one row (dictionary) about the run.
 
@@ -525,7 +525,7 @@ def train(config, data, out, resume=False, progress=True, each_epoch=None):
     """
     with together(config): return _trained(config, data, Path(out), resume, progress, each_epoch)
 
-# %% ../nbs/11_training.ipynb #3a75d136
+# %% ../nbs/11_training.ipynb #066
 def _trained(config, data, out, resume, progress, each_epoch):
     """`train`, once the processes are joined."""
     run, writes = begin(config, data, out, resume), processes()[0] == 0
