@@ -117,7 +117,7 @@ def curve(judged, scores, total, points=11):
     ap = average_precision(recalls, precisions, points)
     return Curve(ap, float(recalls[-1]) if len(recalls) else 0.0, precisions, recalls, scores[order], total)
 
-# %% ../nbs/04_scores.ipynb #023
+# %% ../nbs/04_scores.ipynb #024
 def _joined(parts, dtype):
     """One array of all parts; empty without parts."""
     return np.concatenate(parts) if len(parts) else np.zeros(0, dtype)
@@ -136,7 +136,7 @@ def voc_ap(detections, boxes, ignored=None, iou=0.5, points=11, legacy=True):
     scores = [as_detections(d)[:, 4] for d in detections]
     return curve(_joined(judged, np.int8), _joined(scores, np.float32), sum(len(b) for b in boxes), points)
 
-# %% ../nbs/04_scores.ipynb #028
+# %% ../nbs/04_scores.ipynb #029
 def mean_ap(detections, boxes, legacy=False, ious=tuple(np.arange(50, 100, 5) / 100)):
     """Mean over the IoU thresholds `ious` (0.50, 0.55, ... 0.95) of the area AP; lists per image as in `voc_ap`. Returns a float."""
     best = [best_boxes(d, b, None, legacy) for d, b in zip(detections, boxes)]
@@ -145,7 +145,7 @@ def mean_ap(detections, boxes, legacy=False, ious=tuple(np.arange(50, 100, 5) / 
     judged = ([_judge(*o, s, len(b), iou) for o, s, b in zip(best, scores, boxes)] for iou in ious)
     return float(np.mean([curve(_joined(j, np.int8), together, total, None).ap for j in judged]))
 
-# %% ../nbs/04_scores.ipynb #031
+# %% ../nbs/04_scores.ipynb #032
 @dataclass(frozen=True)
 class Protocol:
     """What is compared with what.
@@ -166,7 +166,7 @@ class Protocol:
 PROTOCOLS = {p.name: p for p in (
     Protocol("paper", boxes="paper", legacy=True, score=0.05, per_image=100, shift_detections=True), Protocol("corrected"))}
 
-# %% ../nbs/04_scores.ipynb #032
+# %% ../nbs/04_scores.ipynb #033
 def protocol_named(protocol):
     """A Protocol from its name, or the Protocol itself; InputError for an unknown word."""
     if isinstance(protocol, Protocol): return protocol
@@ -181,7 +181,7 @@ def select(detections, protocol):
     d = d[np.argsort(-d[:, 4], kind="stable")[:protocol.per_image]]
     return bx.paper(d) if protocol.shift_detections else d
 
-# %% ../nbs/04_scores.ipynb #033
+# %% ../nbs/04_scores.ipynb #034
 def labels(sample, dataset, protocol):
     """Boxes (n, 4) of a sample of `dataset` as a protocol reads them.
 
@@ -196,7 +196,7 @@ def labels(sample, dataset, protocol):
     if (opened, wanted) == ("corrected", "paper"): return bx.paper(sample.boxes)
     raise InputError(f"the dataset holds {opened!r} boxes, protocol {protocol.name!r} needs {wanted!r}: open it with boxes={wanted!r}")
 
-# %% ../nbs/04_scores.ipynb #036
+# %% ../nbs/04_scores.ipynb #037
 @dataclass(frozen=True)
 class PdFa:
     """Counts behind Pd and Fa; counts of images add with +. `pd`, `fa`, `iou` are None where nothing can be divided."""
@@ -218,7 +218,7 @@ class PdFa:
     @property
     def iou(self): return self.shared / self.united if self.united else None
 
-# %% ../nbs/04_scores.ipynb #039
+# %% ../nbs/04_scores.ipynb #040
 def components(mask):
     """8-connected components of a mask (h, w) in raster order of their first pixel: labels int32 (h, w), their numbers (k,), centroids (k, 2) x, y.
 
@@ -230,7 +230,7 @@ def components(mask):
     order = np.lexsort((first, stats[1:, 1]))
     return label, numbers[order], centre[1:][order] + 0.5
 
-# %% ../nbs/04_scores.ipynb #040
+# %% ../nbs/04_scores.ipynb #041
 def pair_nearest(a, b, radius=3.0):
     """One-to-one pairs of points a (n, 2) and b (m, 2) at most `radius` apart, the nearest pair first: list of (i, j)."""
     distance = np.linalg.norm(np.reshape(a, (-1, 1, 2)) - np.reshape(b, (1, -1, 2)), axis=2)
@@ -241,7 +241,7 @@ def pair_nearest(a, b, radius=3.0):
         if i in free_a and j in free_b: pairs.append((i, j)); free_a.remove(i); free_b.remove(j)
     return pairs
 
-# %% ../nbs/04_scores.ipynb #042
+# %% ../nbs/04_scores.ipynb #043
 def paint(boxes, height, width):
     """Mask bool (height, width) of the pixels in boxes (n, 4): corners rounded to whole pixels, at least the pixel of the centre."""
     mask = np.zeros((height, width), bool)
@@ -252,7 +252,7 @@ def paint(boxes, height, width):
         if 0 <= cx < width and 0 <= cy < height: mask[cy, cx] = True
     return mask
 
-# %% ../nbs/04_scores.ipynb #043
+# %% ../nbs/04_scores.ipynb #044
 def pd_fa_boxes(detections, targets, threshold=0.5, radius=3.0):
     """PdFa of one image from detections (n, 5), half-open pixels, and the target mask bool (h, w).
 
@@ -268,7 +268,7 @@ def pd_fa_boxes(detections, targets, threshold=0.5, radius=3.0):
     return PdFa(len(pairs), len(numbers), int(paint(idle, *targets.shape).sum()), targets.size,
                 int((painted & targets).sum()), int((painted | targets).sum()))
 
-# %% ../nbs/04_scores.ipynb #046
+# %% ../nbs/04_scores.ipynb #047
 def pd_fa_mask(predicted, targets, radius=3.0):
     """PdFa of one image from a predicted mask and the target mask, both bool (h, w), as segmentation networks for small targets are scored.
 
@@ -284,7 +284,7 @@ def pd_fa_mask(predicted, targets, radius=3.0):
     wrong = np.isin(label, numbers[free]).sum() if free else 0
     return PdFa(len(numbers) - len(free), len(targets_at), int(wrong), targets.size, int((predicted & targets).sum()), int((predicted | targets).sum()))
 
-# %% ../nbs/04_scores.ipynb #047
+# %% ../nbs/04_scores.ipynb #048
 def pd_fa(predictions, targets, threshold=0.5, radius=3.0):
     """PdFa summed over images: `predictions` holds detections (n, 5) or bool masks (h, w), `targets` the target masks bool (h, w)."""
     if len(predictions) != len(targets): raise InputError(f"{len(predictions)} predictions for {len(targets)} target masks: give one an image")
@@ -295,7 +295,7 @@ def pd_fa(predictions, targets, threshold=0.5, radius=3.0):
         else: raise InputError(f"predicted mask has shape {np.shape(p)}, the target mask {np.shape(t)}: give both at the size of the image")
     return total
 
-# %% ../nbs/04_scores.ipynb #050
+# %% ../nbs/04_scores.ipynb #051
 def sky_iou(pred, truth):
     """Intersection over union of sky masks, bool (h, w) or lists of them; pixels are summed over a list before dividing. 1.0 when neither has sky."""
     if isinstance(pred, np.ndarray): pred, truth = [pred], [truth]
@@ -305,7 +305,7 @@ def sky_iou(pred, truth):
     united = sum(int(np.sum(np.asarray(p, bool) | t)) for p, t in zip(pred, truth))
     return shared / united if united else 1.0
 
-# %% ../nbs/04_scores.ipynb #053
+# %% ../nbs/04_scores.ipynb #054
 def _pick(lists, keep):
     """The items of a list at the true positions of `keep`."""
     return [item for item, k in zip(lists, keep) if k]
@@ -319,7 +319,7 @@ def _headline(d, b, protocol, threshold):
                map50_95=mean_ap(d, b, protocol.legacy), threshold=float(threshold), precision=p, recall_at_threshold=r, f1=f)
     return c, row if c.total else row | dict.fromkeys(("map07", "map12", "recall", "map50_95", "recall_at_threshold", "f1"))
 
-# %% ../nbs/04_scores.ipynb #054
+# %% ../nbs/04_scores.ipynb #055
 def _part(d, b, ignored, protocol, ending):
     """mAP07, mAP12 and recall of some boxes while others are ignored; None when there is no box to find. Returns the Curve and the named numbers."""
     c = voc_ap(d, b, ignored, protocol.iou, 11, protocol.legacy)
@@ -337,7 +337,7 @@ def _kinds(d, b, real, whole, protocol):
     row["recall_real_at_precision_90"] = (float(c.recalls[k - 1]) if k else 0.0) if c.total else None
     return row | dict(score_at_precision_90=score)
 
-# %% ../nbs/04_scores.ipynb #056
+# %% ../nbs/04_scores.ipynb #057
 def _given(table, name, kind):
     """The entry of a dictionary of masks; InputError when it is missing."""
     if name not in table: raise InputError(f"no {kind} mask for image {name!r}: give one for each image of the split")
@@ -356,7 +356,7 @@ def _visit(raw, dataset, protocol, threshold, skies, masks):
     return b, real, dict(pd=by_box.pd, fa=by_box.fa, pd_mask=by_mask.pd, fa_mask=by_mask.fa, pixel_iou=by_mask.iou,
                          sky_iou=None if skies is None else sky_iou(*sky))
 
-# %% ../nbs/04_scores.ipynb #057
+# %% ../nbs/04_scores.ipynb #058
 def evaluate(detections, dataset, protocol="corrected", threshold=None, skies=None, masks=None):
     """One flat row of scores: plain numbers, None where a number cannot exist (no such targets, no masks given).
 
@@ -376,7 +376,7 @@ def evaluate(detections, dataset, protocol="corrected", threshold=None, skies=No
     counts = dict(protocol=protocol.name, images=len(dataset), images_unseen=sum(fresh), targets=whole.total, detections=sum(map(len, d)))
     return counts | row | _kinds(d, b, real, whole, protocol) | unseen | pixels
 
-# %% ../nbs/04_scores.ipynb #060
+# %% ../nbs/04_scores.ipynb #061
 def write_detections(path, detections):
     """Write image name -> detections (n, 5) as a COCO results list; the file appears whole or not at all.
 
@@ -396,7 +396,7 @@ def write_detections(path, detections):
     finally:
         part.unlink(missing_ok=True)
 
-# %% ../nbs/04_scores.ipynb #061
+# %% ../nbs/04_scores.ipynb #062
 def _entry(entry, known):
     """Name and five numbers of one entry of a results list; ValueError with what is wrong and the mend."""
     if not isinstance(entry, dict): raise ValueError("is not an object: write image_id, category_id, bbox and score")
@@ -414,7 +414,7 @@ def _entry(entry, known):
     if w < 0 or h < 0: raise ValueError(f"has a negative size, w {w:g}, h {h:g}: bbox is x, y, w, h, not two corners")
     return name, (x, y, x + w, y + h, float(entry["score"]))
 
-# %% ../nbs/04_scores.ipynb #062
+# %% ../nbs/04_scores.ipynb #063
 def read_detections(path, names=None):
     """Read a COCO results list: image name -> detections float32 (n, 5), half-open pixels, in the file's order.
 
