@@ -36,28 +36,24 @@ from .overview import OverviewConfig, OverviewHead
 # %% ../nbs/10_bafenet.ipynb #008
 @dataclass(frozen=True)
 class Preset:
-    """Everything that decides which function a model computes; data, not code.
-
-    backbone: 'resnet18', 'resnet50' (with an FPN at the head's strides, 8, 16, 32 and on) or 'unet' (one map at the head's stride).
-    in_channels: equal grey channels the image becomes. mean, std: grey levels (0-255), one a channel.
-    size: side in pixels that images are squeezed to (aspect ratio not kept), None = native size.
-    norm: 'frozen' or 'trainable' batch norm of a ResNet. widths, down, up: channels and residual blocks a level of a UNet. detects: false for an overview, which tells sky alone.
-    official: a model of the authors' leaderboard: minus-one boxes, and beside a sky branch the layers that they register and never use.
-    """
+    """Everything that decides which function a model computes; data, not code."""
     name: str
-    backbone: str
+    backbone: str                                 # 'resnet18', 'resnet50' (with an FPN at the head's strides) or 'unet' (one map at the head's stride)
     head: HeadConfig | FineConfig | OverviewConfig
-    in_channels: int = 3
-    mean: tuple = (102.9801, 115.9465, 122.7717)
-    std: tuple = (1.0, 1.0, 1.0)
-    size: int | None = 512
-    norm: str = "frozen"
-    widths: tuple = ()
-    down: int | tuple = 2
-    up: int | tuple = 1
-    official: bool = False
+    in_channels: int = 3                          # equal grey channels that the image becomes
+    mean: tuple = (102.9801, 115.9465, 122.7717)  # grey levels, 0 to 255, one a channel
+    std: tuple = (1.0, 1.0, 1.0)                  # grey levels
+    size: int | None = 512                        # side in pixels that images are squeezed to (aspect ratio not kept); None: native size
+    norm: str = "frozen"                          # batch norm of a ResNet: 'frozen' or 'trainable'
+    widths: tuple = ()                            # UNet: channels a level,
+    down: int | tuple = 2                         # residual blocks a level on the way down,
+    up: int | tuple = 1                           # and on the way up
+    official: bool = False                        # of the authors' leaderboard: minus-one boxes, and unused layers beside a sky branch
+
     @property
-    def detects(self): return not isinstance(self.head, OverviewConfig)
+    def detects(self):
+        """False for an overview, which tells sky alone."""
+        return not isinstance(self.head, OverviewConfig)
 
 # %% ../nbs/10_bafenet.ipynb #010
 PAPER_HEAD = HeadConfig()
@@ -94,17 +90,12 @@ def find_preset(preset):
 # %% ../nbs/10_bafenet.ipynb #015
 @dataclass(frozen=True)
 class Reading:
-    """How the maps of a model become a prediction. InputError for what cannot be.
-
-    views: of an image, averaged: 1, 4 (its mirror images too) or 8 (x and y exchanged as well). guesses: boxes that a peak may report. least: class score from which
-    there is a detection. sky_weight: share of a score that the sky decides. mask_level: share from which a pixel belongs to the target mask.
-    Views, guesses and mask_level are read by fine heads alone.
-    """
-    views: int = 1
-    guesses: int = 1
-    least: float = 0.05
-    sky_weight: float = 0.0
-    mask_level: float = 1 / 6
+    """How the maps of a model become a prediction. InputError for what cannot be. Views, guesses and mask_level are read by fine heads alone."""
+    views: int = 1             # of an image, averaged: 1, 4 (its mirror images too) or 8 (x and y exchanged as well)
+    guesses: int = 1           # boxes that a peak may report
+    least: float = 0.05        # class score from which there is a detection
+    sky_weight: float = 0.0    # share of a score that the sky decides
+    mask_level: float = 1 / 6  # share from which a pixel belongs to the target mask
 
     def __post_init__(self):
         if self.views not in (1, 4, 8): raise InputError(f"views is {self.views}: use 1, 4 or 8")

@@ -89,19 +89,15 @@ def views(images, image, row, column):
 # %% ../nbs/09b_fine_head.ipynb #025
 @dataclass(frozen=True)
 class FineConfig:
-    """A head with a location at every pixel on features at stride 2. Raises InputError for numbers that cannot be.
-
-    in_channels: of the features. channels: of the two towers. exchange, p: as in head.HeadConfig. sky: without it there is no sky branch and no exchange.
-    look: the box branch sees pixels; without it features alone. hidden: width of the box branch. dropout: after the first layer of the box branch, while training.
-    """
-    in_channels: int = 16
-    channels: int = 16
-    exchange: str = "learnable"
-    p: float = 0.5
-    sky: bool = True
-    look: bool = True
-    hidden: int = 128
-    dropout: float = 0.1
+    """A head with a location at every pixel on features at stride 2. InputError for numbers that cannot be."""
+    in_channels: int = 16             # of the features
+    channels: int = 16                # of the two towers
+    exchange: str = "learnable"       # kind of `exchange.build`
+    p: float = 0.5                    # share of the channels exchanged
+    sky: bool = True                  # without it there is no sky branch and no exchange
+    look: bool = True                 # the box branch sees pixels; without it features alone
+    hidden: int = 128                 # width of the box branch
+    dropout: float = 0.1              # after the first layer of the box branch, while training
     strides: ClassVar[tuple] = (1,)
     finer: ClassVar[int] = 2
     target_mask: ClassVar[bool] = True

@@ -27,14 +27,13 @@ from .scenes import Scenes
 # %% ../nbs/24_main_job.ipynb #005
 @dataclass(frozen=True)
 class Plan:
-    """What `reproduce` does. preset: a name in bafenet.PRESETS. examples: training crops shown in all. scenes_train, scenes_test: scenes drawn when
-    no data is given. seed: of weights, order and scenes. threshold_images: training images on which the threshold for pictures and F1 is chosen."""
-    preset: str = "bafe-small"
-    examples: int = 3200
-    scenes_train: int = 800
+    """What `reproduce` does."""
+    preset: str = "bafe-small"        # a name in bafenet.PRESETS
+    examples: int = 3200              # training windows shown in all
+    scenes_train: int = 800           # scenes drawn where no data is given
     scenes_test: int = 128
-    seed: int = 0
-    threshold_images: int = 32
+    seed: int = 0                     # of weights, order and scenes
+    threshold_images: int = 32        # training images on which the threshold for pictures and F1 is chosen
 
 # %% ../nbs/24_main_job.ipynb #006
 class Kept:

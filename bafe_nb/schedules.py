@@ -20,50 +20,43 @@ from .boxes import InputError
 # %% ../nbs/10b_schedules.ipynb #005
 @dataclass(frozen=True)
 class Steps:
-    """How long and how fast. An epoch shows every image `repeats` times in batches of `batch`. Weight decay is decoupled and spares norms and biases.
-
-    policy: 'step' (rate times `factor` at each epoch in `milestones`), 'cosine' or 'one-cycle' (down to `final`), after a warm-up from `warm_up_factor`
-    that lasts `warm_up` steps, or that share of all steps if below 1. Factors are shares of `lr`. average: decay of the averaged weights, or None.
-    clip: largest norm of the gradient, or None.
-    """
+    """How long and how fast. An epoch shows every image `repeats` times in batches of `batch`. Weight decay is decoupled and spares norms and biases."""
     name: str
     epochs: int
     repeats: int = 1
-    batch: int = 8
-    optimiser: str = "adamw"      # or 'muon', 'dadapt-adam'
-    lr: float = 2e-3
+    batch: int = 8                 # of all processes together
+    optimiser: str = "adamw"       # or 'muon', 'dadapt-adam'
+    lr: float = 2e-3               # the largest rate; factors below are shares of it
     weight_decay: float = 0.05
-    policy: str = "cosine"
-    milestones: tuple = (8, 16)
-    factor: float = 0.1
-    warm_up: float = 0.05
-    warm_up_factor: float = 0.04
-    final: float = 0.01
-    average: float | None = 0.998
-    clip: float | None = 5.0
+    policy: str = "cosine"         # 'step', 'cosine' or 'one-cycle'
+    milestones: tuple = (8, 16)    # 'step': epochs from which on the rate is multiplied
+    factor: float = 0.1            # by so much
+    warm_up: float = 0.05          # steps, or a share of all steps if below 1
+    warm_up_factor: float = 0.04   # where the warm-up begins
+    final: float = 0.01            # 'cosine' and 'one-cycle': where they end
+    average: float | None = 0.998  # decay of the averaged weights; None: no average
+    clip: float | None = 5.0       # largest norm of the gradient; None: any
 
 # %% ../nbs/10b_schedules.ipynb #007
 @dataclass(frozen=True)
 class Schedule(Steps):
-    """How a model is trained: `Steps`, and what it is shown.
-    part: least share of either side of an image that is shown, a random part of it; 1: all. squeeze: side in pixels to which it is stretched, or None; means: each pixel the mean of those it stands for. crop: side of a random window, or None; with probability `focus` it is put round a target.
-    flips: 'none', 'horizontal' or 'dihedral'. paste: a name in bagcp.PASTES; our own law takes targets from at most `bank` images and gives a share `stretch` of
-    them other shapes. boxes: 'corrected' or 'paper' (minus one); consistent: minus-one boxes are mirrored as the half-open boxes they stand for. real: share of the target windows round a real target. real_weight: how much a real target counts in the class loss of a fine head, a pasted one 1. gain, offset: levels become g * level + o, g in 1 -+ gain, o in -+ offset. InputError for what cannot be."""
-    part: float = 1.0
-    squeeze: int | None = None
-    means: bool = False
-    crop: int | None = 256
-    focus: float = 0.5
-    flips: str = "dihedral"
-    paste: str = "default"
-    bank: int = 1024
-    stretch: float = 0.0
-    boxes: str = "corrected"
-    consistent: bool = False
-    real: float = 0.0
-    real_weight: float = 1.0
-    gain: float = 0.0
-    offset: float = 0.0
+    """How a model is trained: `Steps`, and what it is shown. InputError for what cannot be."""
+    part: float = 1.0           # least share of either side of an image that is shown, a random part of it; 1: all
+    squeeze: int | None = None  # side in pixels to which it is stretched
+    means: bool = False         # stretched so that each pixel is the mean of those it stands for
+    crop: int | None = 256      # side in pixels of a random window
+    focus: float = 0.5          # probability that the window is put round a target
+    flips: str = "dihedral"     # 'none', 'horizontal' or 'dihedral'
+    paste: str = "default"      # a name in bagcp.PASTES
+    bank: int = 1024            # our own law takes targets from at most so many images
+    stretch: float = 0.0        # and gives this share of them other shapes
+    boxes: str = "corrected"    # or 'paper': minus one
+    consistent: bool = False    # minus-one boxes are mirrored as the half-open boxes they stand for
+    real: float = 0.0           # share of the target windows round a real target
+    real_weight: float = 1.0    # of a real target in the class loss of a fine head; a pasted one has 1
+    gain: float = 0.0           # levels become g * level + o, g in 1 -+ gain,
+    offset: float = 0.0         # o in -+ offset
+
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(self.milestones))
         if problem := _problem(self): raise InputError(f"schedule {self.name!r}: {problem}")

@@ -38,23 +38,19 @@ from .schedules import SCHEDULES, Schedule, learning_rate, optimiser, schedule_o
 # %% ../nbs/11_training.ipynb #010
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. preset: a name in bafenet.PRESETS or a Preset. schedule: a Schedule, a name in SCHEDULES, or None for the preset's own.
-
-    seed: of weights, order and every draw. imagenet: file with torchvision's weights for a ResNet backbone, or None (random; normalisation is then
-    trained). start: weights of the same preset to begin from, a .safetensors file or the folder of a finished run, or None. A checkpoint is written every `save_steps` steps or `save_seconds` seconds, whichever comes first.
-    """
-    preset: object = "bafe-small"
-    schedule: object = None
-    seed: int = 0
-    imagenet: str | None = None
-    start: str | None = None
-    device: str = "auto"          # or 'cpu', 'cuda'
-    precision: str = "auto"       # bf16 on a GPU that has it; or 'float32', 'bf16'
-    workers: int = 0              # loader processes
-    threads: int | None = None    # of torch; None leaves them as they are
-    compile: bool = False         # torch.compile
-    save_steps: int = 500
-    save_seconds: float = 120.0
+    """A training run: what is trained, how, from where, and on what machine. InputError for what does not fit together."""
+    preset: object = "bafe-small"     # a name in bafenet.PRESETS, or a Preset
+    schedule: object = None           # a Schedule or a name in SCHEDULES; None: the preset's own
+    seed: int = 0                     # of weights, order and every draw
+    imagenet: str | None = None       # file with torchvision's weights for a ResNet; None: random, and its normalisation is trained
+    start: str | None = None          # weights of the same preset to begin from: a .safetensors file or the folder of a finished run
+    device: str = "auto"              # or 'cpu', 'cuda'
+    precision: str = "auto"           # bf16 on a GPU that has it; or 'float32', 'bf16'
+    workers: int = 0                  # loader processes
+    threads: int | None = None        # of torch; None leaves them as they are
+    compile: bool = False             # torch.compile
+    save_steps: int = 500             # a checkpoint is written every so many steps
+    save_seconds: float = 120.0       # or so many seconds, whichever comes first
 
     def __post_init__(self):
         for field, value in zip(("preset", "schedule"), _resolved(self)): object.__setattr__(self, field, value)
