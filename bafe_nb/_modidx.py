@@ -945,7 +945,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'bafe_nb.target_bank.TargetBank.target': ( 'target_bank.html#targetbank.target',
                                                                                 'bafe_nb/target_bank.py'),
                                      'bafe_nb.target_bank._cut': ('target_bank.html#_cut', 'bafe_nb/target_bank.py'),
-                                     'bafe_nb.target_bank._distances': ('target_bank.html#_distances', 'bafe_nb/target_bank.py'),
                                      'bafe_nb.target_bank._profile': ('target_bank.html#_profile', 'bafe_nb/target_bank.py'),
                                      'bafe_nb.target_bank.bank_of': ('target_bank.html#bank_of', 'bafe_nb/target_bank.py'),
                                      'bafe_nb.target_bank.cluster_sizes': ('target_bank.html#cluster_sizes', 'bafe_nb/target_bank.py'),

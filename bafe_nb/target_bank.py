@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from .boxes import InputError
+from .counting import clusters, distances
 
 # %% ../nbs/04b_target_bank.ipynb #007
 CORE = 0.1   # a pixel belongs to a pasted target when it gains at least this share of the peak; no other pixel is changed
@@ -118,22 +119,11 @@ def bank_of(source):
     return _BANKS[source]
 
 # %% ../nbs/04b_target_bank.ipynb #025
-def _distances(boxes):
-    """Distances between box centres: float64 (n, n), infinite on the diagonal."""
-    centre = (boxes[:, :2] + boxes[:, 2:]).astype(np.float64) / 2
-    d = np.hypot(*np.moveaxis(centre[:, None] - centre[None], -1, 0))
-    np.fill_diagonal(d, np.inf)
-    return d
-
-
 def neighbour_distance(boxes):
     """Distance in pixels from each box centre to the nearest other one: (n,); empty for fewer than two boxes."""
-    return _distances(boxes).min(1) if len(boxes) > 1 else np.zeros(0)
+    return distances(boxes).min(1) if len(boxes) > 1 else np.zeros(0)
 
 # %% ../nbs/04b_target_bank.ipynb #026
-def cluster_sizes(boxes, link=15):
-    """Members of each cluster, int (clusters,): a chain of centres no more than `link` pixels apart joins two boxes."""
-    label, near = np.arange(len(boxes)), _distances(boxes) <= link if len(boxes) else None
-    for _ in range(len(boxes)):
-        label = np.array([min(label[i], label[near[i]].min(initial=label[i])) for i in range(len(label))])
-    return np.unique(label, return_counts=True)[1]
+def cluster_sizes(boxes, link=15.0):
+    """Members of each cluster, int (clusters,): a chain of centres no more than `link` pixels apart joins two boxes (`counting.clusters`)."""
+    return np.unique(clusters(boxes, link), return_counts=True)[1]
