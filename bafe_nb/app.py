@@ -167,8 +167,8 @@ def _asks(args):
     return any(getattr(args, word, None) is not None for word in ("reading", "views", "guesses", "least", "sky_weight", "mask_level", "overview"))
 
 # %% ../nbs/25_running.ipynb #021
-def _found(args, data):
-    """(row, detections) of a classical method, a run folder or a weights file on a dataset."""
+def _found(args, data, own):
+    """(row, detections) of a classical method, a run folder or a weights file on a dataset; own: the Reading of the weights."""
     from tqdm import tqdm
     from bafe_nb import classical, evaluation, scores, training
     if args.model in classical.METHODS:
@@ -176,8 +176,7 @@ def _found(args, data):
         bar = tqdm(range(len(data)), desc=args.model, unit="image", leave=False, delay=1)
         found = {data.names[i]: classical.detect(data[i].image, args.model) for i in bar}
         return dict(preset=args.model) | scores.evaluate(found, data, args.protocol, args.threshold), found
-    reading = _reading(args, evaluation.read_model(args.model)[0].reading)
-    with training.together(args): row, found = evaluation.evaluate(args.model, data, args.protocol, args.threshold, device=training.device_of(args), reading=reading, overview=args.overview)
+    with training.together(args): row, found = evaluation.evaluate(args.model, data, args.protocol, args.threshold, device=training.device_of(args), reading=_reading(args, own), overview=args.overview)
     return row | dict(seed=evaluation.seed_of(args.model) if args.seed is None else args.seed), found
 
 # %% ../nbs/25_running.ipynb #022
@@ -191,9 +190,9 @@ def _there(model):
 def evaluate(args):
     """bafe evaluate RUN|WEIGHTS|METHOD: detections and scores on a split; with --ledger a row."""
     from bafe_nb import classical, evaluation, ledger, scores
-    if args.model not in classical.METHODS: evaluation.read_model(_there(args.model))
+    own = None if args.model in classical.METHODS else evaluation.read_model(_there(args.model))[0].reading      # bad weights are refused before the data is opened
     data = dataset(args.data, args.split)
-    row, found = _found(args, data)
+    row, found = _found(args, data, own)
     if not _first(): return
     row = dict(kind="evaluate" if "map12" in row else "sky", method=row["preset"], data=data_name(args.data, data), split=args.split) | row | ledger.stamp(args.command)
     if args.detections: scores.write_detections(args.detections, found)

@@ -27,10 +27,9 @@ def run(tmp_path_factory):
 
 
 def same_detections(a, b):
-    """Equal but for rounding: each detection has its like, box and score. Where two neighbours are equal but for rounding, either may be the peak, so one in 200 may stand alone."""
-    like = (boxes.iou(a, b) > 0.999) & (abs(a[:, None, 4] - b[None, :, 4]) < 1e-4)
-    alone = (~like.any(1)).sum() + (~like.any(0)).sum()
-    assert len(a) and alone <= max(len(a), len(b)) // 200, f"{alone} detections of {len(a)} and {len(b)} stand alone"
+    """Equal but for rounding: the same scores, and each box has its like."""
+    assert a.shape == b.shape and np.allclose(np.sort(a[:, 4]), np.sort(b[:, 4]), atol=1e-4)
+    assert np.all(boxes.iou(a, b).max(axis=1) > 0.999) and np.all(boxes.iou(a, b).max(axis=0) > 0.999)
 
 
 class Rigged(torch.nn.Module):
@@ -141,14 +140,19 @@ def test_reading_models(run, tmp_path):
 
 
 def test_folded_model_finds_the_same(run):
-    model, _ = evaluation.read_model(run)
+    """All logits of a short run and of the weights of the repository, and every detection of the latter. (The short run reports a peak on every ripple, where rounding decides between neighbours.)"""
     data = scenes.Scenes(4, split="val")
-    with torch.inference_mode(): before, after = (evaluation._maps(m, data[0].image) for m in (model, bafenet.fold(model)))
-    for field in ("classes", "mask", "sky"): assert torch.allclose(getattr(before, field), getattr(after, field), atol=1e-4), field
+    for source in (run, WEIGHTS):
+        model, _ = evaluation.read_model(source)
+        folded = bafenet.fold(model)
+        for i in range(4):
+            with torch.inference_mode(): before, after = (evaluation._maps(m, data[i].image) for m in (model, folded))
+            for field in ("classes", "mask", "sky"): assert torch.allclose(getattr(before, field), getattr(after, field), atol=1e-4), field
     found, ms = evaluation.predict_all(model, data, progress=False)
     for i in range(4):
-        one = evaluation.predict(model, data[i])
-        same_detections(one.detections, found[data.names[i]].detections)
+        one = evaluation.predict(model, data[i]).detections
+        assert len(one) > 3
+        same_detections(one, found[data.names[i]].detections)
 
 
 def test_bad_input_is_named(run, tmp_path):
