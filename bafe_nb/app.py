@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Wrong', 'DATA', 'REAL', 'SPLIT', 'PROTOCOL', 'THRESHOLD', 'JSON', 'LEDGER', 'REFLECTIONS', 'VIEWS', 'SKY_WEIGHT',
-           'OVERVIEW', 'READING', 'SEED', 'VERBS', 'DATA_VERBS', 'Parser', 'number', 'device', 'output_folder',
+           'OVERVIEW', 'WITH', 'READING', 'SEED', 'VERBS', 'DATA_VERBS', 'Parser', 'number', 'device', 'output_folder',
            'table_file', 'output_file', 'dataset', 'data_name', 'fetch', 'verify', 'stats', 'train', 'evaluate',
            'score', 'annotated', 'mapped', 'detect', 'import_official', 'presets', 'reproduce', 'bench', 'ladder',
            'sweep', 'endure', 'masks', 'faithful', 'write_tables', 'write_figures', 'show_demos', 'parser', 'main']
@@ -164,22 +164,9 @@ def _reading(args, own):
 
 def _asks(args):
     """Whether any option says how a network is read."""
-    return any(getattr(args, word, None) is not None for word in ("reading", "views", "guesses", "least", "sky_weight", "mask_level", "overview"))
+    return any(getattr(args, word, None) is not None for word in ("reading", "views", "guesses", "least", "sky_weight", "mask_level", "overview")) or bool(args.others)
 
 # %% ../nbs/25_running.ipynb #021
-def _found(args, data, own):
-    """(row, detections) of a classical method, a run folder or a weights file on a dataset; own: the Reading of the weights."""
-    from tqdm import tqdm
-    from bafe_nb import classical, evaluation, scores, training
-    if args.model in classical.METHODS:
-        if _asks(args): raise InputError(f"{args.model} is a filter, which has no views, guesses, least score or sky: leave them out")
-        bar = tqdm(range(len(data)), desc=args.model, unit="image", leave=False, delay=1)
-        found = {data.names[i]: classical.detect(data[i].image, args.model) for i in bar}
-        return dict(preset=args.model) | scores.evaluate(found, data, args.protocol, args.threshold), found
-    with training.together(args): row, found = evaluation.evaluate(args.model, data, args.protocol, args.threshold, device=training.device_of(args), reading=_reading(args, own), overview=args.overview)
-    return row | dict(seed=evaluation.seed_of(args.model) if args.seed is None else args.seed), found
-
-# %% ../nbs/25_running.ipynb #022
 def _there(model):
     """The run folder or weights file that was named; InputError when it is neither, nor a filter."""
     from bafe_nb import classical
@@ -187,12 +174,32 @@ def _there(model):
     return model
 
 
+def _source(args, first):
+    """The run folder or weights file `first`, or with --with the ensemble of it and the others (notebook 12b)."""
+    from bafe_nb import ensemble
+    return ensemble.read([_there(path) for path in (first, *args.others)], getattr(args, "device", "cpu")) if args.others else _there(first)
+
+# %% ../nbs/25_running.ipynb #022
+def _found(args, data, source, own):
+    """(row, detections) of a classical method or of a `source` (see _source) on a dataset; own: the Reading of the weights."""
+    from tqdm import tqdm
+    from bafe_nb import classical, evaluation, scores, training
+    if args.model in classical.METHODS:
+        if _asks(args): raise InputError(f"{args.model} is a filter, which has no views, guesses, least score, sky or other networks: leave them out")
+        bar = tqdm(range(len(data)), desc=args.model, unit="image", leave=False, delay=1)
+        found = {data.names[i]: classical.detect(data[i].image, args.model) for i in bar}
+        return dict(preset=args.model) | scores.evaluate(found, data, args.protocol, args.threshold), found
+    with training.together(args): row, found = evaluation.evaluate(source, data, args.protocol, args.threshold, device=training.device_of(args), reading=_reading(args, own), overview=args.overview)
+    return row | dict(seed=evaluation.seed_of(args.model) if args.seed is None else args.seed), found
+
+
 def evaluate(args):
     """bafe evaluate RUN|WEIGHTS|METHOD: detections and scores on a split; with --ledger a row."""
     from bafe_nb import classical, evaluation, ledger, scores
-    own = None if args.model in classical.METHODS else evaluation.read_model(_there(args.model))[0].reading      # bad weights are refused before the data is opened
+    source = args.model if args.model in classical.METHODS else _source(args, args.model)
+    own = None if source in classical.METHODS else evaluation.read_model(source)[0].reading      # bad weights are refused before the data is opened
     data = dataset(args.data, args.split)
-    row, found = _found(args, data, own)
+    row, found = _found(args, data, source, own)
     if not _first(): return
     row = dict(kind="evaluate" if "map12" in row else "sky", method=row["preset"], data=data_name(args.data, data), split=args.split) | row | ledger.stamp(args.command)
     if args.detections: scores.write_detections(args.detections, found)
@@ -254,7 +261,7 @@ def detect(args):
     from tqdm import tqdm
     from bafe_nb import densesirst, evaluation, scores, training
     device = training.device_of(args)
-    model, boxes = evaluation.read_model(args.weights, device)
+    model, boxes = evaluation.read_model(_source(args, args.weights), device)
     reading, overview = _reading(args, model.reading), args.overview and evaluation.read_model(args.overview, device)[0]
     stems = _stems(args.images)
     written = [Path(args.out, folder).resolve() for folder in (("", "targets", "sky") if args.masks else ("",))]
@@ -346,12 +353,13 @@ def endure(args):
     from bafe_nb import bafenet, classical, evaluation, generators, ledger
     name, seed, data = args.model, None, dataset(args.data, args.split)
     if name in classical.METHODS:
-        if _asks(args): raise InputError(f"{args.model} is a filter, which has no sky: leave --sky-weight and --overview out")
+        if _asks(args): raise InputError(f"{args.model} is a filter, which has no sky and no others: leave --sky-weight, --overview and --with out")
         detect = lambda sample: classical.detect(sample.image, args.model)
     else:
-        model, boxes = evaluation.read_model(_there(args.model))
+        source = _source(args, args.model)
+        model, boxes = evaluation.read_model(source)
         reading, overview = _reading(args, bafenet.Reading()), args.overview and bafenet.fold(evaluation.read_model(args.overview)[0])
-        model, seed, name = bafenet.fold(model), evaluation.seed_of(args.model), evaluation.name_of(args.model, model) + evaluation.in_words(reading, overview)
+        model, seed, name = bafenet.fold(model), evaluation.seed_of(args.model), evaluation.name_of(source, model) + evaluation.in_words(reading, overview)
         detect = lambda sample: evaluation.predict(model, sample, reading, boxes=boxes, overview=overview).detections
     bar = lambda items, words: tqdm(items, desc=words, unit="image", leave=False, delay=1)
     for row in generators.endure(detect, data, progress=bar):
@@ -362,10 +370,11 @@ def endure(args):
 def masks(args):
     """bafe masks RUN|WEIGHTS: Pd, Fa and IoU of the target masks from generous to strict (notebook 12); with --ledger a row a level."""
     from bafe_nb import bafenet, evaluation, ledger
-    model, seed, data = evaluation.read_model(_there(args.model))[0], evaluation.seed_of(args.model), dataset(args.data, args.split)
+    source = _source(args, args.model)
+    model, seed, data = evaluation.read_model(source)[0], evaluation.seed_of(args.model), dataset(args.data, args.split)
     own = bafenet.Reading(views=model.reading.views, sky_weight=model.reading.sky_weight)             # the rest of a reading is about boxes
     reading, overview = _reading(args, own), args.overview and evaluation.read_model(args.overview)[0]
-    name = evaluation.name_of(args.model, model) + evaluation.in_words(reading, overview)
+    name = evaluation.name_of(source, model) + evaluation.in_words(reading, overview)
     for level, t in evaluation.mask_levels(model, data, reading=reading, overview=overview).items():
         print(f"p over {level:.2f}   Pd {t.pd:.4f}   Fa {t.fa:.2e}   IoU {t.iou:.4f}")
         row = dict(kind="masks", preset=name, seed=seed, data=data_name(args.data, data), split=args.split, images=len(data), threshold=level, pd_mask=t.pd, fa_mask=t.fa, pixel_iou=t.iou)
@@ -413,9 +422,10 @@ REFLECTIONS = ("--reflections", dict(action="store_const", const=4, dest="views"
 VIEWS = ("--views", dict(type=int, choices=(1, 4, 8), help="average over so many views of an image: 4 with its mirror images, 8 with x and y exchanged too (presets bafe-hr)"))
 SKY_WEIGHT = ("--sky-weight", dict(type=number(float, 0, 1), metavar="W", help="share of a score that the sky decides, 0 to 1; notebook 18 finds 0.7"))
 OVERVIEW = ("--overview", dict(metavar="RUN|WEIGHTS", help="a network of the preset overview, whose sky is added to the model's own"))
+WITH = ("--with", dict(dest="others", nargs="+", default=(), metavar="RUN|WEIGHTS", help="further networks, averaged with the first (notebook 12b)"))
 READING = [("--reading", dict(choices=("plain", "best"), help="one look (plain), or eight and up to three boxes a peak (best); default: as the weights file asks; the options below change single parts")),
            REFLECTIONS, VIEWS, ("--guesses", dict(type=number(int, 1), help="boxes that a peak may report (presets bafe-hr)")), ("--least", dict(type=number(float, 0, 1), help="class score from which there is a detection (networks)")),
-           ("--mask-level", dict(type=number(float, 0, 1), metavar="P", help="share from which a pixel belongs to the target mask (presets bafe-hr)")), SKY_WEIGHT, OVERVIEW]
+           ("--mask-level", dict(type=number(float, 0, 1), metavar="P", help="share from which a pixel belongs to the target mask (presets bafe-hr)")), SKY_WEIGHT, OVERVIEW, WITH]
 SEED = ("--seed", dict(type=number(int, 0), default=0))
 
 # %% ../nbs/25_running.ipynb #049
@@ -438,8 +448,8 @@ VERBS |= {
                       ("--epochs", dict(type=number(int, 1), default=9, help="of the speedrun")), ("--out", dict(metavar="RUN", type=output_folder, help="keep the speedrun's run here")), ("--threads", dict(type=number(int, 1), default=2, help="of the speedrun and of the training step (2)")), REFLECTIONS, VIEWS, LEDGER]),
     "ladder": (ladder, [REAL, ("--out", dict(default="runs/ladder", metavar="DIR", type=output_folder)), ("--seeds", dict(type=number(int, 1), default=3)), ("--ledger", dict(default="results/ledger.csv", type=table_file))]),
     "sweep": (sweep, [REAL, ("--out", dict(default="runs/ablation", metavar="DIR", type=output_folder)), ("--results", dict(default="results", help="folder of the ledger and of the draws")), OVERVIEW]),
-    "endure": (endure, [("model", dict(metavar="RUN|WEIGHTS|METHOD")), DATA, SPLIT, SKY_WEIGHT, OVERVIEW, LEDGER]),
-    "masks": (masks, [("model", dict(metavar="RUN|WEIGHTS")), DATA, SPLIT, REFLECTIONS, VIEWS, SKY_WEIGHT, OVERVIEW, LEDGER]),
+    "endure": (endure, [("model", dict(metavar="RUN|WEIGHTS|METHOD")), DATA, SPLIT, SKY_WEIGHT, OVERVIEW, WITH, LEDGER]),
+    "masks": (masks, [("model", dict(metavar="RUN|WEIGHTS")), DATA, SPLIT, REFLECTIONS, VIEWS, SKY_WEIGHT, OVERVIEW, WITH, LEDGER]),
     "tables": (write_tables, [("--ledger", dict(default="results/ledger.csv", type=table_file)), ("--out", dict(default="figures", type=output_folder))]),
     "figures": (write_figures, [("--results", dict(default="results")), ("--out", dict(default="figures", type=output_folder)), REAL]),
     "demo": (show_demos, [("--port", dict(type=int, default=8866, help="8866; 0: any free one"))])}

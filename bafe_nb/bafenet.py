@@ -361,5 +361,6 @@ def fold(model):
         for (first, conv), (second, norm) in zip(children, children[1:]):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(module, first, fuse_conv_bn_eval(conv, norm)); setattr(module, second, nn.Identity())
-    if getattr(model, "fine", False): _exchanged(model.bbox_head)
+    for module in model.modules():
+        if getattr(module, "fine", False): _exchanged(module.bbox_head)
     return model

@@ -5,7 +5,7 @@ and undone exactly: a target on the border of two tiles is found once."""
 
 # %% auto #0
 __all__ = ['FINE_STRIDES', 'LARGE', 'TILE', 'HALO', 'VIEWS', 'LOOKS', 'LEVELS', 'Prediction', 'grey', 'tiles', 'overview_logits',
-           'weighed', 'over', 'found_boxes', 'predict', 'sky_share', 'View', 'Reflected', 'read_model', 'seed_of',
+           'weighed', 'over', 'found_boxes', 'predict', 'sky_share', 'View', 'Looks', 'read_model', 'seed_of',
            'name_of', 'predict_all', 'in_words', 'score', 'evaluate', 'mask_levels']
 
 # %% ../nbs/12_evaluation.ipynb #002
@@ -212,7 +212,7 @@ def sky_share(model, image, overview=None):
     image, size = grey(image), model.preset.size
     if not model.preset.detects: return overview_logits(model, image).sigmoid().cpu().numpy()
     _can_weigh(model, 1.0, overview)
-    if isinstance(model.preset.head, fine.FineConfig): sky = _fine_logits(_seen(model, image, None, HALO))[0]
+    if isinstance(model.preset.head, fine.FineConfig): sky = _fine_logits(_looked(model, image, None, HALO, 1)[1])[0]
     else:
         seen = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR) if size else image
         sky = _logits(_seen(model, seen, None, HALO), model.preset.head.strides[0], seen.shape, *image.shape)[0]
@@ -246,25 +246,30 @@ VIEWS = (View(False, (), [0, 1, 2, 3]), View(False, (3,), [2, 1, 0, 3]), View(Fa
          View(True, (), [1, 0, 3, 2]), View(True, (3,), [1, 2, 3, 0]), View(True, (2,), [3, 0, 1, 2]), View(True, (2, 3), [3, 2, 1, 0]))
 
 # %% ../nbs/12_evaluation.ipynb #036
-class Reflected:
-    """Answers like a fine head for an image seen in the first VIEWS. `maps`: FineMaps with mean class and mask logits; its sky is the image's own. `sides`: mean log-probabilities."""
+class Looks:
+    """Answers like a fine head after several looks at one image: a list of (head, View, the FineMaps seen there).
 
-    def __init__(self, head, seen):
-        self.head, self.seen = head, seen
-        mean = lambda field: torch.stack([view.back(getattr(maps, field)) for maps, view in zip(seen, VIEWS)]).mean(0)
-        self.maps = seen[0]._replace(classes=mean("classes"), mask=mean("mask"))
+    `maps`: FineMaps with mean class and mask logits; the sky's are the mean over the looks at the image as it is. `sides`: mean log-probabilities.
+    """
+
+    def __init__(self, looks):
+        self.looks = looks
+        mean = lambda field, looks: torch.stack([view.back(getattr(maps, field)) for _, view, maps in looks]).mean(0)
+        sky = [look for look in looks if look[1] is VIEWS[0] and look[2].sky is not None]
+        self.maps = looks[0][2]._replace(classes=mean("classes", looks), mask=mean("mask", looks), sky=mean("sky", sky) if sky else None)
 
     def sides(self, maps, image, row, column):
         size, total = maps.classes.shape[-2:], 0
-        for seen, view in zip(self.seen, VIEWS):
-            total = total + self.head.sides(seen, image, *view.at(row, column, *size))[:, view.sides].log_softmax(-1)
-        return total / len(self.seen)
+        for head, view, seen in self.looks:
+            total = total + head.sides(seen, image, *view.at(row, column, *size))[:, view.sides].log_softmax(-1)
+        return total / len(self.looks)
 
 # %% ../nbs/12_evaluation.ipynb #039
 def _looked(model, image, tile, halo, count):
-    """(head, maps) of a model with a fine head after `count` looks at an image (h, w)."""
-    if count == 1: return model.bbox_head, _seen(model, image, tile, halo)
-    head = Reflected(model.bbox_head, [_seen(model, view.of(image), tile, halo) for view in VIEWS[:count]])
+    """(head, maps) of a model with a fine head, or of the members of an ensemble (notebook 12b), after `count` looks each at an image (h, w)."""
+    members = getattr(model, "members", [model])
+    if count * len(members) == 1: return model.bbox_head, _seen(model, image, tile, halo)
+    head = Looks([(member.bbox_head, view, _seen(member, view.of(image), tile, halo)) for member in members for view in VIEWS[:count]])
     return head, head.maps
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from bafe_nb import app, bafenet, densesirst, evaluation, ledger, scenes, scores
+from bafe_nb import app, bafenet, densesirst, ensemble, evaluation, ledger, scenes, scores
 
 
 NANO = Path(__file__).parent.parent / "weights" / "bafe-hr-nano.safetensors"
@@ -305,3 +305,15 @@ def test_the_sky_is_asked_from_the_command_line(bafe, devkit, tmp_path):
 @pytest.mark.parametrize("words, said", [(("evaluate", "top_hat", "--sky-weight", 0.5), "filter"), (("endure", "top_hat", "--sky-weight", 0.5), "filter"), (("evaluate", NANO, "--sky-weight", 1.5), "1.5"),
                                          (("evaluate", NANO, "--overview", NANO), "no overview"), (("evaluate", NANO.with_name("overview.safetensors"), "--sky-weight", 0.5), "finds no targets")])
 def test_a_sky_that_cannot_be_asked_is_refused(bafe, devkit, words, said): refused(bafe(*words, "--data", devkit[0]), said)
+
+
+def test_every_verb_that_reads_networks_takes_several(bafe, devkit, tmp_path):
+    (root, samples), table, words = devkit, tmp_path / "l.csv", ("--with", NANO.with_name("bafe-hr.safetensors"))
+    for verb in ("evaluate", "masks", "endure"): assert bafe(verb, NANO, "--data", root, "--ledger", table, *words)[0] == 0
+    assert {(r["kind"], r["preset"]) for r in ledger.read(table)} == {(kind, "bafe-hr-nano + bafe-hr") for kind in ("evaluate", "masks", "robustness")}
+    cv2.imwrite(str(tmp_path / "i.png"), samples[0].image)
+    assert bafe("detect", NANO, tmp_path / "i.png", "--out", tmp_path / "out", *words)[0] == 0
+    found = scores.read_detections(tmp_path / "out/detections.json")["i"]
+    assert np.allclose(found, evaluation.predict(ensemble.read([NANO, words[1]]), samples[0]).detections, atol=1e-3)
+    refused(bafe("evaluate", "top_hat", *words, "--data", root), "other networks")
+    refused(bafe("evaluate", NANO, "--with", "gone", "--data", root), "gone")

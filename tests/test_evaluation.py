@@ -220,7 +220,7 @@ def test_four_looks_are_the_mean_of_four():
     image = scenes.scene(6).image[:96, :128]
     with torch.inference_mode():
         one = [evaluation._maps(model, view.of(image)) for view in evaluation.VIEWS[:4]]
-        mean = evaluation.Reflected(model.bbox_head, one)
+        mean = evaluation.Looks([(model.bbox_head, view, maps) for view, maps in zip(evaluation.VIEWS, one)])
         turned = [m.classes.flip(view.turned) for m, view in zip(one, evaluation.VIEWS)]
         assert torch.allclose(mean.maps.classes, sum(turned) / 4, atol=1e-5)
         at = [torch.tensor([k]) for k in (0, 40, 70)]
