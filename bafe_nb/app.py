@@ -192,7 +192,7 @@ def _found(args, data, source, own):
     with training.together(args): row, found = evaluation.evaluate(source, data, args.protocol, args.threshold, device=training.device_of(args), reading=_reading(args, own), overview=args.overview)
     return row | dict(seed=evaluation.seed_of(args.model) if args.seed is None else args.seed), found
 
-
+# %% ../nbs/25_running.ipynb #023
 def evaluate(args):
     """bafe evaluate RUN|WEIGHTS|METHOD: detections and scores on a split; with --ledger a row."""
     from bafe_nb import classical, evaluation, ledger, scores
@@ -206,14 +206,14 @@ def evaluate(args):
     if args.ledger: ledger.append(args.ledger, row)
     _say(row, args.json)
 
-# %% ../nbs/25_running.ipynb #023
+# %% ../nbs/25_running.ipynb #024
 def score(args):
     """bafe score DETECTIONS.json: the scores of detections that anybody made, under a protocol."""
     from bafe_nb import scores
     data = dataset(args.data, args.split)
     _say(scores.evaluate(scores.read_detections(args.file, data.names), data, args.protocol, args.threshold), args.json)
 
-# %% ../nbs/25_running.ipynb #025
+# %% ../nbs/25_running.ipynb #026
 def annotated(image, detections, threshold, shorter=900):
     """uint8 (H, W, 3) BGR: the grey image (h, w) enlarged by a whole factor to a shorter side of about `shorter` pixels, the longer at most four times that,
     with the detections (n, 5) over `threshold` outlined on pixel edges."""
@@ -224,7 +224,7 @@ def annotated(image, detections, threshold, shorter=900):
         cv2.rectangle(big, (corners[0] - 2, corners[1] - 2), (corners[2] + 1, corners[3] + 1), (115, 158, 0), max(1, factor // 2))
     return big
 
-# %% ../nbs/25_running.ipynb #029
+# %% ../nbs/25_running.ipynb #030
 def mapped(path, low, high):
     """Grey levels uint8 (h, w) of a PNG or TIFF of 8 or 16 bits, `low` and below as 0, `high` and above as 255, linear between. InputError for colour, floats and what cannot be read."""
     if not low < high: raise InputError(f"--levels {low:g} {high:g}: give the darkest level first, then the brightest")
@@ -233,7 +233,7 @@ def mapped(path, low, high):
     if pixels.ndim != 2 or pixels.dtype not in (np.uint8, np.uint16): raise InputError(f"{path} holds {pixels.dtype} of shape {pixels.shape}: with --levels give grey images of 8 or 16 bits")
     return np.rint(np.clip((pixels.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
-# %% ../nbs/25_running.ipynb #032
+# %% ../nbs/25_running.ipynb #033
 def _picture(path, pixels):
     """Write a PNG; InputError when it cannot be."""
     if not cv2.imwrite(str(path), pixels): raise InputError(f"{path} cannot be written: check space and rights of the folder")
@@ -255,7 +255,7 @@ def _stems(paths):
         stems[path.stem] = path
     return stems
 
-# %% ../nbs/25_running.ipynb #033
+# %% ../nbs/25_running.ipynb #034
 def detect(args):
     """bafe detect WEIGHTS IMAGE... --out DIR: detections.json and one annotated PNG an image; with --masks the masks of targets and sky too."""
     from tqdm import tqdm
@@ -276,7 +276,7 @@ def detect(args):
     scores.write_detections(out / "detections.json", found)
     print(f"{sum((d[:, 4] > args.threshold).sum() for d in found.values())} detections over {args.threshold} on {len(images)} images, in {out}")
 
-# %% ../nbs/25_running.ipynb #035
+# %% ../nbs/25_running.ipynb #036
 def import_official(args):
     """bafe import-official CHECKPOINT OUT: weights of the authors as safetensors; says what is left out."""
     from bafe_nb import bafenet
@@ -293,7 +293,7 @@ def presets(args):
         rows.append(dict(name=name, parameters=int(parameters), multiply_adds=int(operations)))
     _say(rows, args.json)
 
-# %% ../nbs/25_running.ipynb #037
+# %% ../nbs/25_running.ipynb #038
 def reproduce(args):
     """bafe reproduce: the main job (notebook 24)."""
     from bafe_nb import ledger, reproduce as main_job
@@ -307,7 +307,7 @@ def reproduce(args):
     for place in ("ledger.csv", "tables", "figures", "detections", "run/weights.safetensors"): print(out / place)
     print(f"{rows[0]['seconds_total']:.0f} s")
 
-# %% ../nbs/25_running.ipynb #038
+# %% ../nbs/25_running.ipynb #039
 def bench(args):
     """bafe bench bagcp|train|inference|speedrun: milliseconds, or one run on the stopwatch; with --ledger a row each."""
     from bafe_nb import bench as timing, ledger
@@ -320,7 +320,7 @@ def bench(args):
     if args.ledger:
         for row in rows: ledger.append(args.ledger, dict(kind="bench") | ledger.stamp(args.command) | row)
 
-# %% ../nbs/25_running.ipynb #039
+# %% ../nbs/25_running.ipynb #040
 def _speedrun(args):
     """One run on the stopwatch, in the folder --out or in a temporary one, as a row."""
     from bafe_nb import bench as timing
@@ -329,7 +329,7 @@ def _speedrun(args):
     print(f"{row['name']}, seed {row['seed']}: {row['seconds']:.0f} s, mAP07 {row['map07']:.3f}, mAP12 {row['map12']:.3f}; floor {row['floor_seconds']:.0f} s")
     return row
 
-# %% ../nbs/25_running.ipynb #040
+# %% ../nbs/25_running.ipynb #041
 def ladder(args):
     """bafe ladder: run every rung of notebook 20 that the ledger lacks."""
     from bafe_nb import ladder as rungs
@@ -346,7 +346,7 @@ def sweep(args):
     if args.overview: background.ask(root, args.overview, args.out, args.results, command=args.command)
     else: background.sweep(root, args.out, args.results, command=args.command)
 
-# %% ../nbs/25_running.ipynb #041
+# %% ../nbs/25_running.ipynb #042
 def endure(args):
     """bafe endure MODEL: recall under noise, blur, less contrast and other generators (notebook 19), read with one look; with --ledger a row a condition."""
     from tqdm import tqdm
@@ -366,7 +366,7 @@ def endure(args):
         print(f"{row['condition']:16} recall {row['recall']:.3f}" + (f", of {row['new']} new targets {row['recall_new']:.3f}" if row["new"] else ""))
         if args.ledger: ledger.append(args.ledger, dict(kind="robustness", preset=name, seed=seed, split=args.split, data=data_name(args.data, data)) | row | ledger.stamp(args.command))
 
-# %% ../nbs/25_running.ipynb #042
+# %% ../nbs/25_running.ipynb #043
 def masks(args):
     """bafe masks RUN|WEIGHTS: Pd, Fa and IoU of the target masks from generous to strict (notebook 12); with --ledger a row a level."""
     from bafe_nb import bafenet, evaluation, ledger
@@ -380,13 +380,13 @@ def masks(args):
         row = dict(kind="masks", preset=name, seed=seed, data=data_name(args.data, data), split=args.split, images=len(data), threshold=level, pd_mask=t.pd, fa_mask=t.fa, pixel_iou=t.iou)
         if args.ledger: ledger.append(args.ledger, row | ledger.stamp(args.command))
 
-# %% ../nbs/25_running.ipynb #044
+# %% ../nbs/25_running.ipynb #045
 def faithful(args):
     """bafe faithful run|pack|unpack|speed: the paper's schedule in pieces of a few minutes that resume each other, the dataset in parts, and the speed (notebook 26)."""
     from bafe_nb import faithful as runs
     runs.COMMANDS[args.what](args)
 
-# %% ../nbs/25_running.ipynb #045
+# %% ../nbs/25_running.ipynb #046
 def write_tables(args):
     """bafe tables: every table from the ledger, as CSV, Markdown and LaTeX."""
     from bafe_nb import background, bafenet, ledger, tables
@@ -404,13 +404,13 @@ def write_figures(args):
     pictures.style()
     for path in figures.build(args.results, args.out, args.data or densesirst.find_root()): print(path)
 
-# %% ../nbs/25_running.ipynb #046
+# %% ../nbs/25_running.ipynb #047
 def show_demos(args):
     """bafe demo: the demos of notebook 30 as an app in the browser, on this machine only, until Ctrl-C."""
     from bafe_nb import demo
     demo.serve(args.port)
 
-# %% ../nbs/25_running.ipynb #048
+# %% ../nbs/25_running.ipynb #049
 DATA = ("--data", dict(metavar="DIR", help="SIRSTdevkit folder, or the word scenes; default: BAFE_DATA"))
 REAL = ("--data", dict(metavar="DIR", help="SIRSTdevkit folder; default: BAFE_DATA"))
 SPLIT = ("--split", dict(default="test_v2", help="test_v2, val_v2, train_v2 or trainval_v2"))
@@ -428,7 +428,7 @@ READING = [("--reading", dict(choices=("plain", "best"), help="one look (plain),
            ("--mask-level", dict(type=number(float, 0, 1), metavar="P", help="share from which a pixel belongs to the target mask (presets bafe-hr)")), SKY_WEIGHT, OVERVIEW, WITH]
 SEED = ("--seed", dict(type=number(int, 0), default=0))
 
-# %% ../nbs/25_running.ipynb #049
+# %% ../nbs/25_running.ipynb #050
 VERBS = {
     "train": (train, [("preset", dict(help="see bafe presets")), DATA, ("--out", dict(required=True, metavar="RUN", type=output_folder)), ("--resume", dict(action="store_true")), SEED, ("--split", dict(default="trainval_v2")),
                       ("--schedule", dict(help="paper, small, hr, broad, tune or overview (notebook 10b); default: the preset's own")), ("--epochs", dict(type=number(int, 1))), ("--repeats", dict(type=number(int, 1))), ("--batch", dict(type=number(int, 1))),
@@ -441,7 +441,7 @@ VERBS = {
     "import-official": (import_official, [("checkpoint", {}), ("out", dict(metavar="OUT.safetensors"))]),
     "presets": (presets, [JSON])}
 
-# %% ../nbs/25_running.ipynb #050
+# %% ../nbs/25_running.ipynb #051
 VERBS |= {
     "reproduce": (reproduce, [("--data", dict(metavar="DIR", help="SIRSTdevkit folder; default: scenes, which need no download")), ("--out", dict(default="reproduction", metavar="DIR", type=output_folder)), ("--preset", dict(default="bafe-small")), SEED, LEDGER]),
     "bench": (bench, [("what", dict(choices=("bagcp", "train", "inference", "speedrun"))), ("--runs", dict(type=number(int, 1), default=5)), DATA, SEED,
@@ -458,13 +458,13 @@ DATA_VERBS = {
     "verify": (verify, [("dir", {})]),
     "stats": (stats, [("dir", {}), JSON, LEDGER])}
 
-# %% ../nbs/25_running.ipynb #051
+# %% ../nbs/25_running.ipynb #052
 VERBS["faithful"] = (faithful, [("what", dict(choices=("run", "pack", "unpack", "speed"))), DATA, ("--out", dict(metavar="DIR", help="runs/faithful; pack: data/packed; unpack: data/unpacked")),
     ("--minutes", dict(type=number(float, 0), default=9.0, help="of this call; the same call goes on")), ("--only", dict(metavar="PRESET")), ("--parts", dict(type=number(int, 1), default=8)),
     ("--epochs", dict(type=number(int, 1))), ("--repeats", dict(type=number(int, 1))), ("--squeeze", dict(type=number(int, 32), help="side in pixels")), ("--imagenet", dict(metavar="FILE")), ("--device", dict(default="auto", type=device)),
     ("--workers", dict(type=number(int, 0), help="loader processes")), ("--compile", dict(action="store_true")), ("--commit", dict(help="of the code, where there is no git")), LEDGER])
 
-# %% ../nbs/25_running.ipynb #052
+# %% ../nbs/25_running.ipynb #053
 def _add(parsers, verbs):
     """Fill sub-parsers from a table of verbs."""
     for name, (function, words) in verbs.items():
@@ -483,7 +483,7 @@ def parser():
     _add(data.add_subparsers(metavar="verb", required=True, parser_class=Parser), DATA_VERBS)
     return main
 
-# %% ../nbs/25_running.ipynb #053
+# %% ../nbs/25_running.ipynb #054
 def main(words=None):
     """Run `bafe` with a list of words (default: the command line); returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     words = sys.argv[1:] if words is None else list(words)
@@ -498,5 +498,5 @@ def main(words=None):
         return 130
     return 2
 
-# %% ../nbs/25_running.ipynb #055
+# %% ../nbs/25_running.ipynb #056
 if __name__ == "__main__" and __spec__: sys.exit(main())
